@@ -1,0 +1,113 @@
+"""The Python front door: one image in memory, no store, no files.
+
+    import pnp_batch
+    result = pnp_batch.translate("horse.jpg", "a bronze statue of a horse", model="stable-diffusion-v1-5/stable-diffusion-v1-5")
+    result.image.save("statue.png")
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from pnp_batch.checkpoint import Checkpoint, resolve
+from pnp_batch.diffusion.inversion import ddim_invert
+from pnp_batch.diffusion.model import DiffusionModel, load_model, pick_device, pick_dtype, to_pixels
+from pnp_batch.errors import NonFiniteError
+from pnp_batch.manifest import Settings, settings_from
+from pnp_batch.media.images import Pixels, fitted_size, opened, rgb_pixels
+from pnp_batch.methods.pnp import Target
+from pnp_batch.methods.pnp import translate as pnp_translate
+
+
+@dataclass(frozen=True)
+class Translation:
+    """What `translate` gives.
+
+    Attributes:
+        image: The translated picture.
+        source: The guidance image as it was worked on (resized, upright, RGB).
+        inversion: For each sampling timestep the inverted latent, (1, 4, height, width) float32.
+        sampling: For each sampling timestep the latent *after* the guided, injected step; the smallest is the final one.
+    """
+
+    image: Image.Image
+    source: Image.Image
+    inversion: dict[int, Tensor]
+    sampling: dict[int, Tensor]
+
+
+def translate(
+    image: str | Path | Image.Image | np.ndarray[Any, Any],
+    prompt: str,
+    model: str | Path = "builtin:shapes",
+    *,
+    device: str | int = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    variant: str | None = None,
+    config: str | None = None,
+    **settings: Any,
+) -> Translation:
+    """Translates one guidance image to a prompt (Tumanyan et al., CVPR 2023).
+
+    Args:
+        image: A file, a PIL image, or an array (height, width, 3) of uint8.
+        prompt: What the result should show.
+        model: Hub id, pipeline folder, `.safetensors` file or `builtin:shapes`. The last one used stays loaded.
+        device: `auto`, `cpu`, `cuda`, `cuda:1` or a number.
+        dtype: `auto`, `float32`, `float16` or `bfloat16`.
+        revision: Git revision of a hub id.
+        variant: Weight variant, such as `fp16`.
+        config: Where a single file takes its configs from.
+        **settings: The manifest's settings: `guidance_scale`, `pnp_f_t`, `num_inversion_steps`, ...
+
+    Raises:
+        ManifestError: An unknown or unusable setting.
+        ModelError: The model cannot be used.
+        ItemError: The picture cannot be read, or the result is not finite.
+    """
+    chosen = settings_from(settings)
+    checkpoint = resolve(str(model), Path.cwd(), revision=revision, variant=variant, config=config)
+    layers = chosen.layers(checkpoint.layers)
+    checkpoint.check_layers(*layers)
+    loaded = _loaded(checkpoint, device, dtype)
+    return _translate(loaded, _pixels(image, chosen, checkpoint), Target(0, prompt, chosen, *layers))
+
+
+def _pixels(image: str | Path | Image.Image | np.ndarray[Any, Any], chosen: Settings, checkpoint: Checkpoint) -> Pixels:
+    if isinstance(image, str | Path):
+        with opened(Path(image)) as file:
+            return _pixels(file, chosen, checkpoint)
+    upright = ImageOps.exif_transpose(image if isinstance(image, Image.Image) else Image.fromarray(image))
+    size = fitted_size(upright.size, chosen.height, chosen.width, checkpoint.sample_size, checkpoint.cell)
+    return rgb_pixels(upright, size)
+
+
+@lru_cache(maxsize=1)
+def _loaded(checkpoint: Checkpoint, device: str | int, dtype: str) -> DiffusionModel:
+    place = pick_device(device)
+    return load_model(checkpoint, place, pick_dtype(dtype, place))
+
+
+def _translate(model: DiffusionModel, pixels: Pixels, target: Target) -> Translation:
+    chosen: Settings = target.settings
+    keep = model.checkpoint.schedule.sampling_grid(chosen.num_inference_steps, chosen.num_inversion_steps)
+    prompts = [chosen.inversion_prompt]
+    kept = ddim_invert(model, model.encode_image(pixels), prompts, chosen.num_inversion_steps, keep)
+    sampling: dict[int, Tensor] = {}
+    (final,) = pnp_translate(
+        model, kept, prompts, [[target]], watch=lambda _, timestep, latents: sampling.update({timestep: latents.cpu()})
+    )
+    picture = model.decode(final)
+    if not torch.isfinite(picture).all():
+        raise NonFiniteError("the result holds NaN or infinity; try dtype='float32'")
+    inversion = {timestep: kept[:, i].cpu() for i, timestep in enumerate(keep)}
+    return Translation(Image.fromarray(to_pixels(picture)), Image.fromarray(pixels), inversion, sampling)

@@ -1,0 +1,212 @@
+"""A loaded Stable Diffusion: text encoder, VAE and UNet on one device, with the noise schedule of its own config."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers.utils import logging as transformers_logging
+
+from pnp_batch.checkpoint import Checkpoint
+from pnp_batch.diffusion import ddim
+from pnp_batch.diffusion.sites import Site, attention_sites, feature_sites
+from pnp_batch.errors import EnvironmentFailure, ModelError
+
+log = logging.getLogger(__name__)
+
+UNUSED = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
+
+
+@dataclass
+class DiffusionModel:
+    """Everything a method needs of a model. Latents are float32 outside of the UNet, whatever its dtype.
+
+    Attributes:
+        checkpoint: What it was loaded from.
+        unet: In `dtype`.
+        vae: In float32: half precision turns some VAEs' pictures black.
+        text_encoder: In `dtype`.
+        alphas: `alphas_cumprod` as float64 on the CPU, one per training timestep.
+        final_alpha: The value before the first timestep.
+        prediction_type: `epsilon` or `v_prediction`.
+        device: Where it is.
+        dtype: Of the UNet.
+        rows: UNet rows computed so far, the unit of cost.
+    """
+
+    checkpoint: Checkpoint
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    alphas: list[float]
+    final_alpha: float
+    prediction_type: str
+    device: torch.device
+    dtype: torch.dtype
+    rows: int = 0
+    _texts: dict[str, Tensor] = field(default_factory=dict)
+
+    @torch.inference_mode()
+    def predict(self, latents: Tensor, timestep: int, texts: Tensor) -> Tensor:
+        """One UNet pass.
+
+        Args:
+            latents: (rows, 4, height, width) float32.
+            timestep: The timestep the UNet is told.
+            texts: (rows, tokens, channels) from `encode_texts`.
+
+        Returns:
+            (rows, 4, height, width) float32: noise or v, as the model predicts.
+        """
+        self.rows += len(latents)
+        (output,) = self.unet(
+            latents.to(self.dtype), torch.tensor(timestep, device=self.device), encoder_hidden_states=texts, return_dict=False
+        )
+        return output.float()  # type: ignore[no-any-return]
+
+    @torch.inference_mode()
+    def noise(self, latents: Tensor, timestep: int, texts: Tensor) -> Tensor:
+        """The noise predicted at a timestep, without guidance; shapes as in `predict`."""
+        return ddim.noise_from(
+            self.predict(latents, timestep, texts), latents, self.alphas[timestep], self.prediction_type
+        )
+
+    def alpha_below(self, timesteps: Sequence[int], index: int) -> float:
+        """`alphas_cumprod` one step below `timesteps[index]` on a descending grid."""
+        return self.alphas[timesteps[index + 1]] if index + 1 < len(timesteps) else self.final_alpha
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Text features, (rows, tokens, channels) in `dtype`. Each text is encoded once, alone, so that no batch changes it."""
+        for text in set(texts) - set(self._texts):
+            self._texts[text] = self._encode_text(text)
+        return torch.cat([self._texts[text] for text in texts])
+
+    @torch.inference_mode()
+    def _encode_text(self, text: str) -> Tensor:
+        tokens = self.checkpoint.tokenizer(
+            text, padding="max_length", max_length=self.checkpoint.max_tokens, truncation=True, return_tensors="pt"
+        )
+        mask = tokens.attention_mask.to(self.device) if getattr(self.text_encoder.config, "use_attention_mask", False) else None
+        return self.text_encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0].to(self.dtype)  # type: ignore[no-any-return]
+
+    @torch.inference_mode()
+    def encode_image(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """The latent of a picture: the posterior mean, scaled (method.md, section 1).
+
+        Args:
+            pixels: (height, width, 3).
+
+        Returns:
+            (1, 4, height / cell, width / cell) float32.
+        """
+        image = torch.from_numpy(pixels).to(self.device).permute(2, 0, 1)[None].float() / 127.5 - 1
+        mean = self.vae.encode(image).latent_dist.mean
+        return (mean - self._shift) * self.vae.config.scaling_factor  # type: ignore[no-any-return]
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """The picture of one latent.
+
+        Args:
+            latents: (1, 4, height, width) float32.
+
+        Returns:
+            (height * cell, width * cell, 3) float32 in [0, 1] on the device; NaN stays NaN.
+        """
+        image = self.vae.decode(latents / self.vae.config.scaling_factor + self._shift, return_dict=False)[0]
+        return (image[0].permute(1, 2, 0) / 2 + 0.5).clamp(0, 1)  # type: ignore[no-any-return]
+
+    @property
+    def _shift(self) -> float:
+        return getattr(self.vae.config, "shift_factor", None) or 0.0
+
+    @cached_property
+    def _sites(self) -> dict[tuple[str, tuple[int, ...]], list[Site]]:
+        return {}
+
+    def sites(self, kind: str, layers: tuple[int, ...]) -> list[Site]:
+        """The injection sites of decoder layers; `kind` is `f` or `a`."""
+        if (kind, layers) not in self._sites:
+            find = feature_sites if kind == "f" else attention_sites
+            self._sites[kind, layers] = list(find(self.unet, layers))
+        return self._sites[kind, layers]
+
+
+def to_pixels(image: Tensor) -> NDArray[np.uint8]:
+    """8-bit pixels of a picture in [0, 1], rounded to the nearest grey level."""
+    pixels: NDArray[np.uint8] = (image * 255).round().to(torch.uint8).cpu().numpy()
+    return pixels
+
+
+def pick_device(wanted: str | int) -> torch.device:
+    """The device for `devices: auto | cpu | cuda | cuda:1 | 1`.
+
+    Raises:
+        EnvironmentFailure: It is not there.
+    """
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(f"cuda:{wanted}" if str(wanted).isdigit() else str(wanted))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise EnvironmentFailure(f"device '{wanted}' cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def pick_dtype(wanted: str, device: torch.device) -> str:
+    """The dtype for `dtype: auto`: half precision on a GPU, float32 on a CPU, where halves are slower."""
+    return wanted if wanted != "auto" else "float16" if device.type == "cuda" else "float32"
+
+
+def load_model(checkpoint: Checkpoint, device: torch.device, dtype: str) -> DiffusionModel:
+    """Loads a checkpoint through diffusers' own loaders: safetensors only, no remote code, no network.
+
+    Raises:
+        ModelError: diffusers cannot read it, or it predicts something else than noise or v.
+        EnvironmentFailure: The device has too little memory for it.
+    """
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    torch_dtype = getattr(torch, dtype)
+    pipe = _load_pipeline(checkpoint, torch_dtype)
+    scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    if scheduler.config.prediction_type not in ddim.PREDICTION_TYPES:
+        raise ModelError(f"{checkpoint.name} predicts '{scheduler.config.prediction_type}'; known are {', '.join(ddim.PREDICTION_TYPES)}")
+    try:
+        return DiffusionModel(
+            checkpoint=checkpoint,
+            unet=pipe.unet.to(device, torch_dtype).eval(),
+            vae=pipe.vae.to(device, torch.float32).eval(),
+            text_encoder=pipe.text_encoder.to(device, torch_dtype).eval(),
+            alphas=scheduler.alphas_cumprod.double().tolist(),
+            final_alpha=float(scheduler.final_alpha_cumprod),
+            prediction_type=scheduler.config.prediction_type,
+            device=device,
+            dtype=torch_dtype,
+        )
+    except torch.OutOfMemoryError as error:
+        raise EnvironmentFailure(f"{checkpoint.name} does not fit the memory of {device}") from error
+
+
+def _load_pipeline(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+    try:
+        if checkpoint.single_file:
+            return StableDiffusionPipeline.from_single_file(
+                str(checkpoint.weights), config=str(checkpoint.configs), dtype=dtype, local_files_only=True, **UNUSED
+            )
+        return StableDiffusionPipeline.from_pretrained(
+            checkpoint.weights, variant=checkpoint.variant, dtype={"vae": torch.float32, "default": dtype}, use_safetensors=True, local_files_only=True, **UNUSED
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+        raise ModelError(f"{checkpoint.name} ({checkpoint.weights}) cannot be loaded: {error}") from error

@@ -1,0 +1,339 @@
+"""From a manifest to work packages, content keys and a cost estimate. Pure, streaming, no torch.
+
+A *job* is one guidance image with one set of inversion settings and all the prompts that share them. A *work package* is
+a few dozen jobs of one geometry: what an engine hands to a worker. Packages and the batches in them are functions of the
+plan alone, never of what happens to be missing, so that a resumed run repeats the very same batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pnp_batch.checkpoint import Checkpoint
+from pnp_batch.errors import ItemError, ManifestError, ModelError, Problem
+from pnp_batch.inputs import Expansion, Source, Translation
+from pnp_batch.manifest import Manifest, Settings
+from pnp_batch.media.images import DECODE_VERSION, fitted_size, picture_size
+from pnp_batch.methods import METHODS
+from pnp_batch.store.keys import key_of
+
+PACKAGE_JOBS = 32
+
+INVERT_VERSION = 1  # part of every trajectory key: raise it when the same settings give other latents
+
+TRAJECTORY_SETTINGS = ("height", "width", "num_inference_steps", "inversion_method", "num_inversion_steps", "inversion_prompt")
+TRANSLATION_SETTINGS = (
+    "guidance_scale",
+    "pnp_f_t",
+    "pnp_attn_t",
+    "negative_prompt",
+    "negative_alpha",
+    "negative_schedule",
+    "seed",
+)
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One guidance image, one set of inversion settings, all prompts that share them.
+
+    Attributes:
+        source: The guidance image.
+        size: Width and height to work at; None where the picture's header could not be read.
+        settings: Those of its first prompt; the trajectory settings are the same for all.
+        translations: The target prompts.
+    """
+
+    source: Source
+    size: Size | None
+    settings: Settings
+    translations: tuple[Translation, ...]
+
+    @property
+    def prompt(self) -> str:
+        """The source prompt: what it is inverted or generated with."""
+        return self.source.generate.prompt if self.source.generate else self.settings.inversion_prompt
+
+    @property
+    def forward_steps(self) -> int:
+        """Steps of the loop that makes its trajectory."""
+        own = self.source.generate
+        if own is None:
+            return self.settings.num_inversion_steps
+        return own.num_inference_steps or self.settings.num_inference_steps
+
+
+@dataclass(frozen=True)
+class Package:
+    """Jobs of one geometry, in plan order."""
+
+    index: int
+    jobs: tuple[Job, ...]
+
+    @property
+    def translations(self) -> int:
+        """How many results it holds."""
+        return sum(len(job.translations) for job in self.jobs)
+
+
+@dataclass
+class Estimate:
+    """What a plan costs, counted before anything runs."""
+
+    sources: int = 0
+    translations: int = 0
+    inversion_rows: int = 0
+    source_rows: int = 0
+    target_rows: int = 0
+    disk_bytes: int = 0
+    row_cells: float = 0.0
+
+    @property
+    def rows(self) -> int:
+        """UNet rows in all."""
+        return self.inversion_rows + self.source_rows + self.target_rows
+
+    def add(self, job: Job, checkpoint: Checkpoint, latent_bytes: int) -> None:
+        """Counts one job."""
+        method = METHODS[job.settings.method]
+        width, height = job.size or (0, 0)
+        cells = width * height // checkpoint.cell**2
+        # The round trip that measures the reconstruction error is part of an inversion; a generated image needs none.
+        rows = job.forward_steps * (2 if job.source.generate else 1)
+        rows += 0 if job.source.generate else job.settings.num_inference_steps
+        source = max(method.source_rows(t.settings) for t in job.translations)
+        target = sum(method.target_rows(t.settings) for t in job.translations)
+        self.sources += 1
+        self.translations += len(job.translations)
+        self.inversion_rows += rows
+        self.source_rows += source
+        self.target_rows += target
+        self.row_cells += (rows + source + target) * cells
+        trajectory = job.settings.num_inference_steps * 4 * cells * latent_bytes + 2 * 3 * width * height
+        result = 3 * width * height + 4 * cells * 4
+        self.disk_bytes += trajectory + len(job.translations) * (result + 2 * width * height)
+
+
+@dataclass
+class Plan:
+    """The work of a manifest on a model. Iterating `packages()` again gives the same packages again."""
+
+    manifest: Manifest
+    checkpoint: Checkpoint
+    limit: int | None = None
+    only: frozenset[str] | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    def jobs(self) -> Iterator[Job]:
+        """All jobs in manifest order; stops after `limit` sources.
+
+        Raises:
+            ManifestError: Something became wrong since the manifest was checked.
+        """
+        expansion = Expansion(self.manifest)
+        taken = 0
+        for source, translations in expansion:
+            if self.only is not None:
+                translations = tuple(t for t in translations if unit_id(source, t) in self.only)
+            if not translations:
+                continue
+            yield from _jobs_of(source, translations, self.checkpoint)
+            taken += 1
+            if taken == self.limit:
+                return
+        if expansion.problems:
+            raise ManifestError(expansion.problems)
+
+    def packages(self) -> Iterator[Package]:
+        """Jobs collected by geometry, `PACKAGE_JOBS` at a time; at most one open package per geometry is held."""
+        open_jobs: dict[Any, list[Job]] = {}
+        index = 0
+        for job in self.jobs():
+            kind = (job.size, job.settings.num_inference_steps, job.forward_steps, job.source.generate is None)
+            open_jobs.setdefault(kind, []).append(job)
+            if len(open_jobs[kind]) == PACKAGE_JOBS:
+                yield Package(index, tuple(open_jobs.pop(kind)))
+                index += 1
+        for jobs in open_jobs.values():
+            yield Package(index, tuple(jobs))
+            index += 1
+
+    def estimate(self, latent_bytes: int = 4) -> Estimate:
+        """Counts sources, results, UNet rows and bytes."""
+        estimate = Estimate()
+        for job in self.jobs():
+            estimate.add(job, self.checkpoint, latent_bytes)
+        return estimate
+
+
+def _jobs_of(source: Source, translations: Iterable[Translation], checkpoint: Checkpoint) -> Iterator[Job]:
+    groups: dict[tuple[Any, ...], list[Translation]] = {}
+    for translation in translations:
+        same = tuple(getattr(translation.settings, name) for name in TRAJECTORY_SETTINGS)
+        groups.setdefault(same, []).append(translation)
+    for group in groups.values():
+        settings = group[0].settings
+        yield Job(source, _working_size(source, settings, checkpoint), settings, tuple(group))
+
+
+def _working_size(source: Source, settings: Settings, checkpoint: Checkpoint) -> Size | None:
+    """None for a picture that cannot be read: the worker meets it again and reports it as a failed item."""
+    try:
+        picture = (1, 1) if source.path is None else picture_size(source.path)
+        return fitted_size(picture, settings.height, settings.width, checkpoint.sample_size, checkpoint.cell)
+    except ItemError:
+        return None
+
+
+def unit_id(source: Source, translation: Translation) -> str:
+    """What a result is called before its pixels are known: source, prompt and settings."""
+    generate = source.generate.model_dump() if source.generate else None
+    place = str(source.path) if source.path else None
+    return key_of({"path": place, "generate": generate, "prompt": translation.prompt, **_dump(translation.settings)})
+
+
+def trajectory_key(job: Job, pixels: str | None, fingerprint: str, dtype: str) -> str:
+    """Key of a trajectory: everything that decides its latents.
+
+    Args:
+        job: The job.
+        pixels: Digest of the decoded, resized pixels; None for a generated image.
+        fingerprint: Of the model.
+        dtype: The UNet's.
+    """
+    settings = job.settings
+    content: dict[str, Any] = {
+        "stage": "invert",
+        "version": INVERT_VERSION,
+        "model": fingerprint,
+        "dtype": dtype,
+        "size": job.size,
+        "num_inference_steps": settings.num_inference_steps,
+    }
+    if job.source.generate:
+        content |= {"generate": job.source.generate.model_dump() | {"num_inference_steps": job.forward_steps}}
+    else:
+        content |= {"pixels": pixels, "inversion_prompt": settings.inversion_prompt}
+        content |= {"inversion_method": settings.inversion_method, "num_inversion_steps": settings.num_inversion_steps}
+    return key_of(content)
+
+
+def translation_key(translation: Translation, trajectory: str, layers: tuple[Sequence[int], Sequence[int]]) -> str:
+    """Key of a result: its trajectory's key, the prompt, and every setting of the method (never a bank's)."""
+    settings = translation.settings
+    content: dict[str, Any] = {
+        "stage": "translate",
+        "method": settings.method,
+        "version": METHODS[settings.method].version,
+        "trajectory": trajectory,
+        "prompt": translation.prompt,
+        "pnp_f_layers": list(layers[0]),
+        "pnp_attn_layers": list(layers[1]),
+    }
+    return key_of(content | {name: getattr(settings, name) for name in TRANSLATION_SETTINGS})
+
+
+def pixels_of(size: Size) -> str:
+    """What a pixel digest is a digest of: the decoder's version and the size, for the digest cache."""
+    return f"pixels {size[0]}x{size[1]} decoder {DECODE_VERSION}"
+
+
+def check(manifest: Manifest, checkpoint: Checkpoint) -> list[str]:
+    """Everything about a manifest that can be known before anything is started.
+
+    Returns:
+        Warnings: prompts that will be cut, sizes that will be rounded, pictures without prompts.
+
+    Raises:
+        ManifestError: With every problem found: files, prompts, step grids, layers, collisions.
+    """
+    checker = _Checker(manifest, checkpoint)
+    expansion = Expansion(manifest)
+    for source, translations in expansion:
+        for translation in translations:
+            checker.check(source, translation)
+    problems = [*expansion.problems, *checker.problems]
+    if problems:
+        raise ManifestError(problems)
+    return [*expansion.warnings, *checker.warnings]
+
+
+class _Checker:
+    """Checks translations one by one, each distinct question once."""
+
+    def __init__(self, manifest: Manifest, checkpoint: Checkpoint) -> None:
+        self.manifest, self.checkpoint = manifest, checkpoint
+        self.problems: list[Problem] = []
+        self.warnings: list[str] = []
+        self._asked: set[Any] = set()
+        self._units: set[int] = set()
+
+    def check(self, source: Source, translation: Translation) -> None:
+        """Adds to `problems` and `warnings`."""
+        settings = translation.settings
+        self._check_grid(source, translation)
+        self._check_layers(translation)
+        self._check_size(translation)
+        for key, text in self._texts(source, translation).items():
+            self._check_length(key, text)
+        unit = int(unit_id(source, translation)[:16], 16)
+        if unit in self._units:
+            self._add(translation, "prompt", f"{source.name} is already translated to '{translation.prompt}' with these very settings")
+        self._units.add(unit)
+        assert settings.method in METHODS
+
+    def _texts(self, source: Source, translation: Translation) -> dict[str, str]:
+        texts = {"prompt": translation.prompt, "negative_prompt": translation.settings.negative_prompt}
+        if source.generate is None:
+            return texts | {"inversion_prompt": translation.settings.inversion_prompt}
+        return texts | {"generate.prompt": source.generate.prompt, "generate.negative_prompt": source.generate.negative_prompt}
+
+    def _check_grid(self, source: Source, translation: Translation) -> None:
+        settings, own = translation.settings, source.generate
+        key = "generate.num_inference_steps" if own else "num_inversion_steps"
+        within = (own.num_inference_steps or settings.num_inference_steps) if own else settings.num_inversion_steps
+        if self._first_time("grid", settings.num_inference_steps, within):
+            self._refuse(translation, key, lambda: self.checkpoint.schedule.sampling_grid(settings.num_inference_steps, within))
+
+    def _check_layers(self, translation: Translation) -> None:
+        settings = translation.settings
+        if self._first_time("layers", settings.pnp_f_layers, settings.pnp_attn_layers):
+            key = "pnp_f_layers" if settings.pnp_f_layers is not None else "pnp_attn_layers"
+            default = ((), ()) if None not in (settings.pnp_f_layers, settings.pnp_attn_layers) else None
+            self._refuse(
+                translation, key, lambda: self.checkpoint.check_layers(*settings.layers(default or self.checkpoint.layers))
+            )
+
+    def _refuse(self, translation: Translation, key: str, question: Any) -> None:
+        try:
+            question()
+        except ModelError as error:
+            self._add(translation, key, str(error))
+
+    def _check_size(self, translation: Translation) -> None:
+        cell = self.checkpoint.cell
+        for key in ("height", "width"):
+            value = getattr(translation.settings, key)
+            if value and value % cell and self._first_time("size", key, value):
+                self.warnings.append(f"{key} {value} is rounded to {round(value / cell) * cell}: this model needs multiples of {cell}")
+
+    def _check_length(self, key: str, text: str) -> None:
+        if text and self._first_time("text", text) and (cut := self.checkpoint.cut_words(text)):
+            limit = self.checkpoint.max_tokens - 2
+            self.warnings.append(f'{key} "{text[:40]}..." is longer than {limit} tokens; these words are cut: "{cut}"')
+
+    def _first_time(self, *question: Any) -> bool:
+        new = question not in self._asked
+        self._asked.add(question)
+        return new
+
+    def _add(self, translation: Translation, key: str, message: str) -> None:
+        self.problems.append(self.manifest.setting_problem(translation.loc, key, message))
+
+
+def _dump(settings: Settings) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in Settings.model_fields}

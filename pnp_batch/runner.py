@@ -1,0 +1,160 @@
+"""The one loop of a worker: take a package, make what is missing, stage by stage, batch by batch."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pnp_batch.checkpoint import Checkpoint
+from pnp_batch.errors import ItemError
+from pnp_batch.inputs import Translation
+from pnp_batch.manifest import Manifest
+from pnp_batch.plan import Job, Package
+from pnp_batch.stages import STAGES
+from pnp_batch.stages.outputs import Outputs
+from pnp_batch.stages.work import Context, Events, Item, Unit
+from pnp_batch.store import ArtifactStore, DigestCache
+from pnp_batch.store.artifacts import CorruptArtifact
+from pnp_batch.store.keys import key_of
+
+if TYPE_CHECKING:
+    from pnp_batch.diffusion.model import DiffusionModel
+
+log = logging.getLogger(__name__)
+
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+
+
+class Worker:
+    """Makes packages on one device. Holds the model, loaded when first needed.
+
+    Args:
+        manifest: What to do.
+        checkpoint: Its model.
+        events: Who is told.
+    """
+
+    def __init__(self, manifest: Manifest, checkpoint: Checkpoint, events: Events) -> None:
+        self.manifest, self.checkpoint, self.events = manifest, checkpoint, events
+        self.store = ArtifactStore(manifest.store)
+        self.digests = DigestCache(manifest.store / "digests")
+        self.outputs = Outputs(manifest.output)
+        self._load = cache(self._load_model)
+
+    @cached_property
+    def context(self) -> Context:
+        """The context of the stages; costs reading the model's files once, if they changed."""
+        run = self.manifest.run
+        device = self._device_type
+        return Context(
+            store=self.store,
+            digests=self.digests,
+            checkpoint=self.checkpoint,
+            fingerprint=fingerprint(self.checkpoint, self.digests),
+            dtype=run.dtype if run.dtype != "auto" else "float32" if device == "cpu" else "float16",
+            device=device,
+            load=self._load,
+            outputs=self.outputs,
+            events=self.events,
+            batch_size=None if run.batch_size == "auto" else run.batch_size,
+            checkpoint_seconds=run.checkpoint_seconds,
+        )
+
+    def process(self, package: Package, stages: Sequence[str] = tuple(STAGES)) -> list[Unit]:
+        """Makes what is missing of a package.
+
+        What half precision turned into NaN is tried once more in float32; what was lost to a corrupt artifact is made
+        again once.
+
+        Args:
+            package: The work.
+            stages: Names of the stages to run, in order.
+
+        Returns:
+            Its results, each done or with its error.
+
+        Raises:
+            EnvironmentFailure: The machine failed; nothing is lost, and running again goes on from here.
+        """
+        items = self._run_stages(self.context, package.jobs, stages)
+        units = {unit.id: unit for item in items for unit in item.units}
+        for again in (self._after_corruption(items, stages), self._in_float32(items, stages)):
+            units |= {unit.id: unit for item in again for unit in item.units}
+        return list(units.values())
+
+    def _run_stages(self, context: Context, jobs: Iterable[Job], stages: Sequence[str]) -> list[Item]:
+        items = [Item(job, context) for job in jobs]
+        for item in items:
+            try:
+                item.key  # noqa: B018 - reads the picture, unless its digest is known
+            except ItemError as error:
+                item.fail("read", error)
+        for name in stages:
+            STAGES[name](context, [item for item in items if not item.failed])
+        return items
+
+    def _after_corruption(self, items: Sequence[Item], stages: Sequence[str]) -> list[Item]:
+        jobs = _jobs_with(items, lambda unit: isinstance(unit.error, CorruptArtifact))
+        return self._run_stages(self.context, jobs, stages) if jobs else []
+
+    def _in_float32(self, items: Sequence[Item], stages: Sequence[str]) -> list[Item]:
+        jobs = _jobs_with(items, lambda unit: unit.needs_float32)
+        if not jobs:
+            return []
+        self.events.note(f"{sum(len(job.translations) for job in jobs)} results are not finite in {self.context.dtype}; trying float32")
+        again = self._run_stages(replace(self.context, dtype="float32"), jobs, stages)
+        halves = {unit.id: unit for item in items for unit in item.units}
+        for unit in (unit for item in again for unit in item.units):
+            if unit.is_done:
+                self.store.publish("translate", halves[unit.id].key, {}, {"fallback": unit.key, "dtype": "float32"})
+        return again
+
+    @cached_property
+    def _device_type(self) -> str:
+        """`cpu` or `cuda`; torch is asked only where there could be a GPU, since importing it takes seconds."""
+        wanted = self.manifest.run.devices
+        if wanted == "cpu" or (wanted == "auto" and not NVIDIA_DRIVER.exists()):
+            return "cpu"
+        from pnp_batch.diffusion.model import pick_device
+
+        return pick_device(wanted).type
+
+    def _load_model(self, dtype: str) -> DiffusionModel:
+        from pnp_batch.diffusion.model import load_model, pick_device
+
+        begin = time.monotonic()
+        model = load_model(self.checkpoint, pick_device(self.manifest.run.devices), dtype)
+        log.info("loaded %s in %s on %s in %.1f s", self.checkpoint.name, dtype, model.device, time.monotonic() - begin)
+        return model
+
+
+def fingerprint(checkpoint: Checkpoint, digests: DigestCache) -> str:
+    """The model's identity in keys: the bytes of its weights and configs, wherever they lie."""
+    content = {
+        f"{path.parent.name}/{path.name}": digests.of(path, "bytes", lambda path=path: _digest_of(path))
+        for path in checkpoint.weight_files()
+    }
+    if checkpoint.single_file:
+        content["weights"] = content.pop(f"{checkpoint.weights.parent.name}/{checkpoint.weights.name}")
+    return key_of(content)
+
+
+def _digest_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _jobs_with(items: Sequence[Item], wanted: Callable[[Unit], bool]) -> list[Job]:
+    """The jobs of some items, cut down to the translations that are wanted."""
+    jobs = []
+    for item in items:
+        translations: tuple[Translation, ...] = tuple(unit.translation for unit in item.units if wanted(unit))
+        if translations:
+            jobs.append(replace(item.job, translations=translations))
+    return jobs

@@ -1,0 +1,1 @@
+"""The built-in model `builtin:shapes` and the scenes it knows."""

@@ -1,0 +1,83 @@
+"""Stage `invert`: pictures to trajectories, with their reconstruction error; generated guidance images likewise."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pnp_batch.errors import NonFiniteError
+from pnp_batch.plan import Job
+from pnp_batch.stages.batches import Group, attempt, incomplete
+from pnp_batch.stages.work import Context, Item, described
+
+if TYPE_CHECKING:
+    from pnp_batch.diffusion.trajectories import Trajectory
+
+STAGE = "invert"
+
+
+def run(context: Context, items: Sequence[Item]) -> None:
+    """Publishes the trajectory of every item that still needs one."""
+    needing = {item.key for item in items if _is_needed(item)}
+    if not needing:
+        return
+    for batch in incomplete(planned(context, items), Item.find):
+        if any(item.key in needing for item in batch):
+            attempt([batch], lambda group: _compute(context, group), lambda item, error: item.fail(STAGE, error))
+
+
+def _is_needed(item: Item) -> bool:
+    """A trajectory is needed while a result of it is missing, and when what lay there turned out to be corrupt."""
+    return any(unit.find() is None for unit in item.units) or item.context.store.was_corrupt(STAGE, item.key)
+
+
+def planned(context: Context, items: Sequence[Item]) -> list[list[Item]]:
+    """The items of a package, cut into batches."""
+    size = context.batch_of(items[0])
+    return [list(items[i : i + size]) for i in range(0, len(items), size)]
+
+
+def _compute(context: Context, group: Group[Item]) -> None:
+    from pnp_batch.diffusion import trajectories  # imports torch: only when something is to be computed
+    from pnp_batch.diffusion.steps import CheckpointedLoop
+
+    (batch,) = group
+    begin = time.monotonic()
+    keys = [item.key for item in batch]
+    job, prompts = batch[0].job, [item.job.prompt for item in batch]
+    loop = CheckpointedLoop(context.checkpoints(STAGE, keys), context.model, context.events.step)
+    if job.source.generate:
+        specs = [item.job.source.generate for item in batch if item.job.source.generate]
+        made = trajectories.of_prompts(context.model, specs, job.size or (0, 0), job.forward_steps, job.settings.num_inference_steps, loop)
+    else:
+        pixels = [item.pixels for item in batch]
+        made = trajectories.of_pictures(context.model, pixels, prompts, job.forward_steps, job.settings.num_inference_steps, loop)
+    failed = [item.key for item, trajectory in zip(batch, made, strict=True) if not trajectory.is_finite]
+    how = described(context, keys, failed, time.monotonic() - begin)
+    for item, trajectory in zip(batch, made, strict=True):
+        _publish(context, item, trajectory, how)
+    loop.clear()
+
+
+def _publish(context: Context, item: Item, trajectory: Trajectory, how: dict[str, Any]) -> None:
+    if not trajectory.is_finite:
+        item.fail(STAGE, NonFiniteError(f"the inversion holds NaN or infinity in {context.dtype}"))
+        return
+    kept = np.float32 if context.dtype == "float32" else np.float16
+    shards = {
+        "trajectory": {"latents": trajectory.latents.astype(kept), "timesteps": np.array(trajectory.timesteps)},
+        "preview": {"source": trajectory.source, "reconstruction": trajectory.reconstruction},
+    }
+    meta = how | {"source": item.job.source.name, "settings": _settings(item.job)} | trajectory.errors
+    item.artifact = context.store.publish(STAGE, item.key, shards, meta)
+    context.events.made(STAGE, 1)
+
+
+def _settings(job: Job) -> dict[str, Any]:
+    if job.source.generate:
+        return job.source.generate.model_dump()
+    names = ("num_inference_steps", "inversion_method", "num_inversion_steps", "inversion_prompt")
+    return {name: getattr(job.settings, name) for name in names}

@@ -1,0 +1,109 @@
+"""The output folder: names that neither collide nor escape, files written whole, rows appended as results appear."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pnp_batch.errors import disk_errors_named
+from pnp_batch.inputs import slug
+from pnp_batch.store.files import write_atomic
+
+log = logging.getLogger(__name__)
+
+SHORT_KEY = 10
+MAX_STEM_BYTES = 120  # with slug, key and suffix a name stays below the 255 bytes that file systems allow
+
+
+class Outputs:
+    """One run's output folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._rows = RowFile(root / "metadata.jsonl")
+
+    def name(self, stem: PurePosixPath, prompt: str, key: str) -> str:
+        """`images/<tree>/<stem>--<prompt-slug>-<short key>.png`, relative to the folder."""
+        short = stem.name.encode()[:MAX_STEM_BYTES].decode(errors="ignore")
+        return str(PurePosixPath("images", stem.parent, f"{short}--{slug(prompt)}-{key[:SHORT_KEY]}.png"))
+
+    def has_file(self, name: str) -> bool:
+        """Whether a file is there; files are renamed into place, so one that is there is whole."""
+        return (self.root / name).is_file()
+
+    def write_file(self, name: str, data: bytes) -> None:
+        """Writes a whole file.
+
+        Raises:
+            EnvironmentFailure: The disk is full or read-only.
+        """
+        with disk_errors_named(f"{name} to {self.root}"):
+            write_atomic(self.root / name, data)
+
+    def add_row(self, row: Mapping[str, Any]) -> None:
+        """Appends a row to `metadata.jsonl`, unless the file it is about has one."""
+        self._rows.add(str(row["file_name"]), row)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The rows of `metadata.jsonl` so far."""
+        return self._rows.read()
+
+
+class RowFile:
+    """A JSON-lines file that only grows, one write a row; a line torn by a kill is cut off when it is opened again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._known: set[int] | None = None
+
+    def add(self, name: str, row: Mapping[str, Any]) -> None:
+        """Appends a row unless one of that name is there."""
+        if self._known is None:
+            self._repair()
+            self._known = {hash(row["file_name"]) for row in self.read()}
+        if hash(name) in self._known:
+            return
+        self._known.add(hash(name))
+        append_line(self.path, row)
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """All whole rows."""
+        if self.path.exists():
+            with self.path.open(encoding="utf-8") as lines:
+                for line in lines:
+                    try:
+                        yield json.loads(line)
+                    except ValueError:
+                        log.warning("%s: a line that is not JSON is passed over: %s...", self.path, line[:60])
+
+    def _repair(self) -> None:
+        if not self.path.exists():
+            return
+        with self.path.open("rb+") as file:
+            end = file.seek(0, os.SEEK_END)
+            while end:
+                begin = max(end - 65536, 0)
+                file.seek(begin)
+                newline = file.read(end - begin).rfind(b"\n")
+                if newline >= 0:
+                    file.truncate(begin + newline + 1)
+                    return
+                end = begin
+            file.truncate(0)
+
+
+def append_line(path: Path, row: Mapping[str, Any]) -> None:
+    """Appends one JSON line in a single write.
+
+    Raises:
+        EnvironmentFailure: The disk is full or read-only.
+    """
+    line = json.dumps(row, ensure_ascii=False) + "\n"
+    with disk_errors_named(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as file:
+            file.write(line.encode())

@@ -1,0 +1,208 @@
+"""What the stages share: the context of a worker, the items of a package, and what may go wrong with one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pnp_batch.checkpoint import Checkpoint
+from pnp_batch.errors import ItemError, NonFiniteError
+from pnp_batch.inputs import Translation
+from pnp_batch.media.images import Pixels, load_rgb
+from pnp_batch.plan import Job, pixels_of, trajectory_key, translation_key, unit_id
+from pnp_batch.stages.batches import automatic_batch
+from pnp_batch.store import Artifact, ArtifactStore, DigestCache
+from pnp_batch.store.checkpoints import LoopCheckpoint
+from pnp_batch.store.keys import sha256
+
+if TYPE_CHECKING:
+    from pnp_batch.diffusion.model import DiffusionModel
+    from pnp_batch.stages.outputs import Outputs
+
+
+class Events(Protocol):
+    """Who is told what happens: the live view, the log, the failure list."""
+
+    def step(self, rows: int) -> None:
+        """UNet rows were computed."""
+
+    def made(self, stage: str, count: int) -> None:
+        """A stage made artifacts or files."""
+
+    def note(self, message: str) -> None:
+        """Something a person should know."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything a stage needs besides the items.
+
+    Attributes:
+        store: The artifact store.
+        digests: Cache of pixel digests.
+        checkpoint: The model's files.
+        fingerprint: The model's identity in keys.
+        dtype: Of the UNet, in keys.
+        device: Device type, `cpu` or `cuda`.
+        load: Loads the model in a dtype, once.
+        outputs: The output folder.
+        events: Who is told.
+        batch_size: Translations in one UNet pass; None chooses by `automatic_batch`.
+        checkpoint_seconds: Least time between two checkpoints of a loop.
+    """
+
+    store: ArtifactStore
+    digests: DigestCache
+    checkpoint: Checkpoint
+    fingerprint: str
+    dtype: str
+    device: str
+    load: Callable[[str], DiffusionModel]
+    outputs: Outputs
+    events: Events
+    batch_size: int | None
+    checkpoint_seconds: float
+
+    @property
+    def model(self) -> DiffusionModel:
+        """The model, loaded on first use: a run that computes nothing loads nothing."""
+        return self.load(self.dtype)
+
+    def batch_of(self, item: Item) -> int:
+        """How many items of this one's geometry go into a batch."""
+        return self.batch_size or automatic_batch(self.device, item.job.size or (0, 0), self.checkpoint.cell)
+
+    def checkpoints(self, stage: str, keys: Sequence[str]) -> Callable[[str], LoopCheckpoint]:
+        """Saved states of the loops of one batch, by name of the loop."""
+        return lambda name: LoopCheckpoint(self.store.root, f"{stage}-{name}", keys, self.checkpoint_seconds)
+
+
+@dataclass(eq=False)
+class Item:
+    """A job in hand: its pixels and keys, as far as they are known."""
+
+    job: Job
+    context: Context
+    failed: bool = False
+    artifact: Artifact | None = field(default=None, repr=False)
+
+    def fail(self, stage: str, error: BaseException) -> None:
+        """Takes the item out of this run: none of its results can be made."""
+        self.failed = True
+        for unit in self.units:
+            unit.fail(stage, error)
+
+    @cached_property
+    def pixels(self) -> Pixels:
+        """The guidance image, decoded once for all stages.
+
+        Raises:
+            ItemError: It cannot be read.
+        """
+        if self.job.source.path is None or self.job.size is None:
+            raise ItemError(f"{self.job.source.name} could not be read when the plan was made")
+        return load_rgb(self.job.source.path, self.job.size)
+
+    @cached_property
+    def key(self) -> str:
+        """Key of its trajectory; reads the picture only if its digest is not known yet.
+
+        Raises:
+            ItemError: The picture cannot be read.
+        """
+        return trajectory_key(self.job, self._digest(), self.context.fingerprint, self.context.dtype)
+
+    def _digest(self) -> str | None:
+        path = self.job.source.path
+        if path is None:
+            return None
+        if self.job.size is None:
+            load_rgb(path, (8, 8))  # says what is wrong with it
+            raise ItemError(f"{path}: could not be read when the plan was made; run again")
+        try:
+            return self.context.digests.of(path, pixels_of(self.job.size), lambda: sha256(self.pixels.tobytes()))
+        except FileNotFoundError as error:
+            raise ItemError(f"{path}: the file has vanished") from error
+
+    @cached_property
+    def units(self) -> list[Unit]:
+        """Its translations."""
+        return [Unit(self, translation) for translation in self.job.translations]
+
+    def find(self) -> Artifact | None:
+        """Its published trajectory, if there is one; remembered."""
+        if self.artifact is None:
+            self.artifact = self.context.store.find("invert", self.key)
+        return self.artifact
+
+
+@dataclass(eq=False)
+class Unit:
+    """One translation in hand."""
+
+    item: Item
+    translation: Translation
+    error: BaseException | None = None
+    stage: str = ""
+    artifact: Artifact | None = field(default=None, repr=False)
+
+    def fail(self, stage: str, error: BaseException) -> None:
+        """Takes this result out of the run; the others go on."""
+        self.stage, self.error = stage, error
+
+    @cached_property
+    def layers(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Injection layers (f, A)."""
+        settings = self.translation.settings
+        if settings.pnp_f_layers is not None and settings.pnp_attn_layers is not None:
+            return settings.layers(((), ()))
+        return settings.layers(self.item.context.checkpoint.layers)
+
+    @cached_property
+    def key(self) -> str:
+        """Key of its result."""
+        return translation_key(self.translation, self.item.key, self.layers)
+
+    @cached_property
+    def id(self) -> str:
+        """What it is called in failure lists, whether or not its pixels can be read."""
+        return unit_id(self.item.job.source, self.translation)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its result is there and in the output folder."""
+        return self.error is None and self.artifact is not None
+
+    @property
+    def needs_float32(self) -> bool:
+        """Whether half precision gave no picture, so that float32 is to be tried."""
+        return isinstance(self.error, NonFiniteError) and self.item.context.dtype != "float32"
+
+    def find(self) -> Artifact | None:
+        """Its published result, if there is one; remembered. A note of a fallback leads to the result in float32."""
+        if self.artifact is None:
+            store = self.item.context.store
+            self.artifact = store.find("translate", self.key)
+            if self.artifact and "fallback" in self.artifact.meta:
+                self.artifact = store.find("translate", self.artifact.meta["fallback"])
+        return self.artifact
+
+
+def described(context: Context, members: Sequence[str], failed: Sequence[str], seconds: float) -> dict[str, Any]:
+    """The part of an artifact's `meta` that says how it was made.
+
+    `batch` is what makes a lost result reproducible to the byte: the members of its batch, in order.
+    """
+    return {
+        "model": context.checkpoint.name,
+        "fingerprint": context.fingerprint,
+        "dtype": context.dtype,
+        "device": context.device,
+        "versions": {name: version(name) for name in ("pnp-batch", "torch", "diffusers", "transformers")},
+        "batch": list(members),
+        "failed": list(failed),
+        "seconds": round(seconds / max(len(members), 1), 3),
+    }

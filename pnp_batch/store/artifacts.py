@@ -1,0 +1,227 @@
+"""The artifact store: `<root>/<stage>/ab/<key>/` with safetensors shards and `meta.json`.
+
+An artifact is built in a temporary sibling folder and renamed once, so it is either whole or not there. `meta.json` says
+what made it and holds size, time and checksum of every shard. There is no index: the file system is the truth, and several
+machines may use one store.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from pnp_batch.errors import disk_errors_named
+from pnp_batch.store.files import TEMP_PREFIX, is_stale_temp, temp_name
+from pnp_batch.store.keys import canonical_json, sha256
+
+log = logging.getLogger(__name__)
+
+Tensors = Mapping[str, np.ndarray[Any, Any]]
+
+META = "meta.json"
+FORMAT = 1
+
+
+class CorruptArtifact(Exception):
+    """An artifact's bytes are not the ones that were published."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A published artifact: its folder and what its `meta.json` says.
+
+    Attributes:
+        path: Its folder.
+        meta: What made it, as given to `publish`.
+        shards: For each shard file name: size in bytes, mtime in ns and sha256.
+    """
+
+    path: Path
+    meta: Mapping[str, Any]
+    shards: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def key(self) -> str:
+        """Its content key."""
+        return self.path.name
+
+    def load(self, shard: str) -> dict[str, np.ndarray[Any, Any]]:
+        """Reads one shard and checks every byte of it.
+
+        Raises:
+            CorruptArtifact: The bytes are not the published ones.
+        """
+        name = f"{shard}.safetensors"
+        try:
+            data = (self.path / name).read_bytes()
+            if sha256(data) != self.shards[name]["sha256"]:
+                raise CorruptArtifact(f"{name} does not match its checksum")
+            return safetensors.numpy.load(data)
+        except (OSError, KeyError, safetensors.SafetensorError) as error:
+            raise CorruptArtifact(f"{name}: {error}") from error
+
+    def looks_untouched(self) -> bool:
+        """Whether size and time of every shard are as published: one `stat` each, nothing is read."""
+        return all(_stamp(self.path / name) == (s["size"], s["mtime_ns"]) for name, s in self.shards.items())
+
+    def verify(self) -> None:
+        """Reads everything.
+
+        Raises:
+            CorruptArtifact: Something differs from what was published.
+        """
+        for name in self.shards:
+            self.load(name.removesuffix(".safetensors"))
+
+
+class ArtifactStore:
+    """All artifacts below one folder. Safe for many processes and machines at once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.corrupt: dict[tuple[str, str], str] = {}
+
+    def folder(self, stage: str, key: str) -> Path:
+        """Where an artifact lies or would lie."""
+        return self.root / stage / key[:2] / key
+
+    def find(self, stage: str, key: str) -> Artifact | None:
+        """The artifact, or None where there is none.
+
+        A shard whose size or time changed since it was published is read and checked; a corrupt artifact is set aside
+        and reported, so that it is made again.
+        """
+        path = self.folder(stage, key)
+        try:
+            artifact = _open(path)
+            if not artifact.looks_untouched():
+                artifact.verify()
+        except FileNotFoundError:
+            return None
+        except CorruptArtifact as error:
+            self.set_aside(path, str(error))
+            return None
+        return artifact
+
+    def publish(self, stage: str, key: str, shards: Mapping[str, Tensors], meta: Mapping[str, Any]) -> Artifact:
+        """Writes an artifact and makes it visible in one rename.
+
+        If someone else published the same key first, theirs stays: it is the same content.
+
+        Args:
+            stage: Name of the stage that made it.
+            key: Its content key.
+            shards: Tensors by name, for each shard by name.
+            meta: What made it; plain JSON values.
+
+        Raises:
+            EnvironmentFailure: The disk is full or read-only. Nothing half-written stays behind.
+        """
+        final = self.folder(stage, key)
+        temporary = final.with_name(temp_name())
+        with disk_errors_named(f"{stage} {key[:12]} to {self.root}"):
+            try:
+                temporary.mkdir(parents=True)
+                stamps = {f"{name}.safetensors": _write_shard(temporary, name, tensors) for name, tensors in shards.items()}
+                (temporary / META).write_text(_sealed({"format": FORMAT, "shards": stamps, "meta": meta}), encoding="utf-8")
+                _rename_unless_there(temporary, final)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+        return _open(final)
+
+    def load(self, artifact: Artifact, shard: str) -> dict[str, np.ndarray[Any, Any]]:
+        """Reads and checks one shard of an artifact; a corrupt one is set aside and reported.
+
+        Raises:
+            CorruptArtifact: It has to be made again.
+        """
+        try:
+            return artifact.load(shard)
+        except CorruptArtifact as error:
+            self.set_aside(artifact.path, str(error))
+            raise
+
+    def set_aside(self, path: Path, reason: str) -> None:
+        """Moves a corrupt artifact out of the way (never deletes it) and reports it."""
+        target = self.root / "corrupt" / f"{path.parent.parent.name}-{path.name}-{temp_name().removeprefix(TEMP_PREFIX)}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.rename(target)
+        except FileNotFoundError:
+            return  # another worker met it first
+        message = f"corrupt {path.parent.parent.name} artifact {path.name[:12]} ({reason}); set aside in {target}, made again"
+        self.corrupt[path.parent.parent.name, path.name] = message
+        log.warning(message)
+
+    def was_corrupt(self, stage: str, key: str) -> bool:
+        """Whether this store object set the artifact aside."""
+        return (stage, key) in self.corrupt
+
+    def remove_stale_temporaries(self) -> None:
+        """Removes what killed processes of this machine left half-built."""
+        for path in self.root.glob(f"*/*/{TEMP_PREFIX}*"):
+            if is_stale_temp(path):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def all(self) -> Iterator[tuple[str, Path]]:
+        """Stage and folder of every artifact."""
+        for path in self.root.glob("*/??/*"):
+            if len(path.name) == 64:
+                yield path.parent.parent.name, path
+
+
+def _write_shard(folder: Path, name: str, tensors: Tensors) -> dict[str, Any]:
+    data = safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in tensors.items()})
+    path = folder / f"{name}.safetensors"
+    path.write_bytes(data)
+    size, mtime_ns = _stamp(path)
+    return {"size": size, "mtime_ns": mtime_ns, "sha256": sha256(data)}
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return -1, -1
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _sealed(content: Mapping[str, Any]) -> str:
+    """JSON with its own checksum, so that a flipped byte in `meta.json` is noticed too."""
+    return json.dumps({"content": content, "sha256": sha256(canonical_json(content).encode())}, indent=1)
+
+
+def _open(path: Path) -> Artifact:
+    try:
+        sealed = json.loads((path / META).read_bytes())
+        content = sealed["content"]
+        if sha256(canonical_json(content).encode()) != sealed["sha256"]:
+            raise CorruptArtifact(f"{META} does not match its checksum")
+        return Artifact(path, content["meta"], content["shards"])
+    except FileNotFoundError:
+        if path.is_dir():
+            raise CorruptArtifact(f"{META} is missing") from None
+        raise
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise CorruptArtifact(f"{META}: {error}") from error
+
+
+def _rename_unless_there(temporary: Path, final: Path) -> None:
+    """Renaming a folder onto a non-empty one fails, which is just the check that is wanted."""
+    try:
+        os.rename(temporary, final)
+    except OSError:
+        if not (final / META).exists():
+            raise
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,8 +1,8 @@
 """The Python front door: one image in memory, no store, no files.
 
-    import pnp_batch
-    result = pnp_batch.translate("horse.jpg", "a bronze statue of a horse", model="stable-diffusion-v1-5/stable-diffusion-v1-5")
-    result.image.save("statue.png")
+import pnp_batch
+result = pnp_batch.translate("horse.jpg", "a bronze statue of a horse", model="stable-diffusion-v1-5/stable-diffusion-v1-5")
+result.image.save("statue.png")
 """
 
 from __future__ import annotations

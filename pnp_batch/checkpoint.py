@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,9 @@ class Schedule:
         """
         total = self.num_train_timesteps
         if self.timestep_spacing == "leading":
-            grid = np.arange(steps)[::-1] * (total // steps) + self.steps_offset if steps <= total else np.array([total])
+            grid = (
+                np.arange(steps)[::-1] * (total // steps) + self.steps_offset if steps <= total else np.array([total])
+            )
         elif self.timestep_spacing == "trailing":
             grid = np.round(np.arange(total, 0, -total / steps)) - 1
         elif self.timestep_spacing == "linspace":
@@ -85,6 +87,11 @@ class Schedule:
                 f"the {steps} sampling timesteps are not among those of {within} inversion steps; step counts that work: {nearest}"
             )
         return self.timesteps(steps)
+
+    @cache
+    def steps_up_to(self, steps: int, within: int) -> int:
+        """How many of `within` inversion steps it takes to reach the largest of `steps` sampling timesteps."""
+        return sum(timestep <= self.timesteps(steps)[0] for timestep in self.timesteps(within))
 
     def contains(self, steps: int, fewer: int) -> bool:
         """Whether the grid of `steps` holds every timestep of the grid of `fewer`."""

@@ -6,11 +6,14 @@ Everything streams: a folder of a million pictures is never held as a list of mo
 from __future__ import annotations
 
 import csv
+import difflib
 import glob
+import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import stat
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,7 +25,9 @@ from pnp_batch.manifest import (
     Loc,
     Manifest,
     PromptSpec,
+    Row,
     Settings,
+    near_file,
     prompt_from_row,
 )
 from pnp_batch.media.images import SUFFIXES
@@ -36,7 +41,7 @@ class Source:
 
     Attributes:
         name: As in the manifest, or relative to its folder; what the user knows it by.
-        stem: Where its results go below `images/`, without suffix.
+        stem: Where its results go below `images/`, without suffix; never absolute, never hidden, without `..`.
         path: The file, or None for a generated one.
         generate: How to sample it, or None for a file.
         loc: Where in the manifest it comes from.
@@ -51,11 +56,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Translation:
-    """One target prompt with all the settings that hold for it, and where in the manifest it stands."""
+    """One target prompt with all the settings that hold for it, and where it stands."""
 
     prompt: str
     settings: Settings
-    loc: Loc
+    loc: Loc | Row
 
 
 @dataclass
@@ -78,26 +83,28 @@ class Expansion:
 
     def _input(self, spec: InputSpec, loc: Loc) -> Iterator[tuple[Source, tuple[Translation, ...]]]:
         prompts = _Prompts(self.manifest, spec, loc)
-        missing: list[str] = []
+        without: list[str] = []
         for source in self._sources(spec, loc):
-            specs = prompts.of(source)
-            if specs:
-                yield source, tuple(self._translation(spec, prompt, (*loc, "prompts", i)) for i, prompt in enumerate(specs))
+            try:
+                found = prompts.of(source)
+            except ManifestError as error:
+                self.problems.extend(error.problems)
+                continue
+            if found:
+                yield source, tuple(self._translation(spec, prompt, place) for prompt, place in found)
             else:
-                missing.append(source.name)
-        if missing and prompts.by_file:
-            self.warnings.append(
-                f"{len(missing)} of the pictures have no row in {prompts.file} and are left out (first: {missing[0]})"
-            )
-        elif missing:
-            raise self._error(
-                loc, f"no prompts: write `prompts:`, or put {_sidecars(missing[0])} beside the pictures (first without: {missing[0]})"
-            )
-        for name in prompts.unused():
-            self.problems.append(Problem(str(prompts.file), None, "", f"names {name}, which is not among the pictures"))
+                without.append(_name_in_rows(source))
+        self.problems.extend(prompts.unused(without))
+        if without and prompts.by_file:
+            left_out = f"{len(without)} of the pictures have no row in {prompts.file} and are left out"
+            self.warnings.append(f"{left_out} (first: {without[0]})")
+        elif without:
+            files = f"{PurePosixPath(without[0]).stem}.txt (or prompts.txt, prompts.csv, prompts.jsonl)"
+            hint = f"write `prompts:`, or put {files} beside the pictures"
+            raise self._error(loc, f"no prompts: {hint} (first without: {without[0]})")
 
-    def _translation(self, spec: InputSpec, prompt: PromptSpec, loc: Loc) -> Translation:
-        return Translation(prompt.prompt, self.manifest.defaults.overridden(spec, prompt), loc)
+    def _translation(self, spec: InputSpec, prompt: PromptSpec, place: Loc | Row) -> Translation:
+        return Translation(prompt.prompt, self.manifest.defaults.overridden(spec, prompt), place)
 
     def _sources(self, spec: InputSpec, loc: Loc) -> Iterator[Source]:
         if spec.generate is not None:
@@ -106,44 +113,85 @@ class Expansion:
             yield Source(name, stem, None, spec.generate, loc)
         elif spec.image is not None:
             path = self._existing(spec.image, (*loc, "image"))
-            yield _file_source(spec.image, path, PurePosixPath(path.name), (*loc, "image"))
+            yield _file_source(spec.image, path, path.name, (*loc, "image"))
         elif isinstance(spec.images, tuple):
             yield from self._listed(spec, spec.images, (*loc, "images"))
         elif spec.images is not None:
             yield from self._folder_or_glob(spec.images, (*loc, "images"))
 
     def _existing(self, written: str, loc: Loc) -> Path:
-        path = self.manifest.base / Path(written).expanduser()
-        if path.is_dir():
+        path = self.manifest.located(written)
+        try:
+            mode = path.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            hint = "; a pattern goes under `images:`" if glob.has_magic(written) else near_file(path)
+            raise self._error(loc, f"no such file: {path}{hint}") from None
+        except OSError as error:
+            raise self._error(loc, f"{path} cannot be read: {error.strerror}") from None
+        if stat.S_ISDIR(mode):
             raise self._error(loc, f"{written} is a folder; write `images: {written}`")
-        if not path.exists():
-            raise self._error(loc, f"no such file: {path}")
+        if not stat.S_ISREG(mode) or not os.access(path, os.R_OK):
+            kind = "permission denied" if stat.S_ISREG(mode) else "not an ordinary file"
+            raise self._error(loc, f"{path} cannot be read: {kind}")
         return path
 
     def _listed(self, spec: InputSpec, names: Sequence[str], loc: Loc) -> Iterator[Source]:
         root = Path(spec.root or ".")
         for index, name in enumerate(names):
-            path = self._existing(str(root / name), (*loc, index))
-            tree = PurePosixPath(name) if spec.root else PurePosixPath(path.name)
-            yield _file_source(str(root / name), path, tree, (*loc, index))
+            try:
+                path = self._existing(str(root / name), (*loc, index))
+            except ManifestError as error:
+                self.problems.extend(error.problems)
+            else:
+                yield _file_source(str(root / name), path, name if spec.root else path.name, (*loc, index))
 
     def _folder_or_glob(self, written: str, loc: Loc) -> Iterator[Source]:
-        folder = self.manifest.base / Path(written).expanduser()
-        if folder.is_dir():
-            paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not _is_hidden(p, folder))
-            shown = Path(written)
-        elif glob.has_magic(written):
-            folder, shown = _fixed_part(self.manifest.base, written)
-            found = glob.iglob(str(self.manifest.base / Path(written).expanduser()), recursive=True)
-            paths = sorted(p for p in map(Path, found) if p.suffix.lower() in SUFFIXES)
-        else:
-            kind = "is a file; write `image:` for it" if folder.is_file() else "no such folder, and no pattern with * or ?"
-            raise self._error(loc, f"{written}: {kind}" if folder.is_file() else f"{kind}: {folder}")
-        if not paths:
+        shown, pattern = _split_at_wildcard(written)
+        if _is_folder(self.manifest.located(written)):  # a folder's name may look like a pattern
+            shown, pattern = Path(written), ""
+        folder = self.manifest.located(str(shown))
+        self._check_folder(folder, written, loc)
+        trees = self._glob(folder, pattern) if pattern else self._walk(folder, loc)
+        count = 0
+        for tree in trees:
+            if _is_unicode(tree):
+                count += 1
+                yield _file_source(str(shown / tree), folder / tree, tree, loc)
+            else:
+                self.warnings.append(f"{tree!a} in {folder} is left out: its name is not valid UTF-8")
+        if not count:
             raise self._error(loc, f"{written}: no pictures found ({', '.join(SUFFIXES)})")
-        for path in paths:
-            tree = path.relative_to(folder)
-            yield _file_source((shown / tree).as_posix(), path, PurePosixPath(tree.as_posix()), loc)
+
+    def _check_folder(self, folder: Path, written: str, loc: Loc) -> None:
+        if not _is_folder(folder):
+            missing = f"no such folder: {folder}{near_file(folder)}"
+            raise self._error(loc, f"{written} is a file; write `image: {written}`" if _is_file(folder) else missing)
+        if PurePosixPath(os.path.realpath(folder)).is_relative_to(os.path.realpath(self.manifest.output / "images")):
+            raise self._error(loc, f"{written}: the results would land among these pictures; change output_dir")
+
+    def _walk(self, folder: Path, loc: Loc) -> Iterator[str]:
+        """Pictures below a folder, in a fixed order; neither hidden ones nor this manifest's own results."""
+
+        def refuse(error: OSError) -> None:
+            raise self._error(loc, f"{error.filename} cannot be read: {error.strerror}")
+
+        own = self._results_in(folder)
+        for place, folders, names in os.walk(folder, onerror=refuse):
+            below = PurePosixPath(place).relative_to(folder)
+            folders[:] = sorted(name for name in folders if name[0] != "." and below / name not in own)
+            yield from (str(below / name) for name in sorted(names) if name[0] != "." and _is_picture(name))
+
+    def _glob(self, folder: Path, pattern: str) -> Iterator[str]:
+        own = self._results_in(folder)
+        found = glob.iglob(pattern, root_dir=folder, recursive=True)  # noqa: PTH207 - Path.glob refuses "a**b"
+        for tree in sorted(set(filter(_is_picture, found))):
+            if own.isdisjoint([PurePosixPath(tree), *PurePosixPath(tree).parents]) and not _is_folder(folder / tree):
+                yield tree
+
+    def _results_in(self, folder: Path) -> set[PurePosixPath]:
+        """Where below a folder this manifest's own results lie: a second run must not take them for inputs."""
+        places = map(os.path.realpath, (self.manifest.output, self.manifest.output / "images"))
+        return {PurePosixPath(os.path.relpath(place, os.path.realpath(folder))) for place in places} - {PurePosixPath()}
 
     def _error(self, loc: Loc, message: str) -> ManifestError:
         return ManifestError([self.manifest.problem(loc, message)])
@@ -161,100 +209,110 @@ def slug(text: str, limit: int = 48) -> str:
     return short.strip("-") or "prompt"
 
 
-def _file_source(name: str, path: Path, tree: PurePosixPath, loc: Loc) -> Source:
-    parts = [part for part in tree.parent.parts if part not in ("..", ".", "/")]
-    return Source(Path(name).as_posix(), PurePosixPath(*parts, tree.stem), path, None, loc)
+def _file_source(name: str, path: Path, tree: str, loc: Loc) -> Source:
+    place = PurePosixPath(tree)
+    parent = PurePosixPath() if place.is_absolute() or ".." in place.parts else place.parent
+    return Source(Path(name).as_posix(), parent / (place.stem.lstrip(".") or "picture"), path, None, loc)
 
 
-def _is_hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 - pathlib raises where a name is too long or a folder closed
 
 
-def _fixed_part(base: Path, pattern: str) -> tuple[Path, Path]:
-    """The folder above the first wildcard: absolute, and as written."""
-    parts = Path(pattern).expanduser().parts
-    fixed = Path(*parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])
-    return base / fixed, fixed
+def _is_file(path: Path) -> bool:
+    return os.path.isfile(path)  # noqa: PTH113 - as above
 
 
-def _sidecars(name: str) -> str:
-    return f"{Path(name).with_suffix('.txt').name} (or prompts.txt, prompts.csv, prompts.jsonl)"
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
+def _is_unicode(name: str) -> bool:
+    """Whether a file name can be written into a manifest, a table or a report; names on Linux are any bytes."""
+    return not any("\udc80" <= c <= "\udcff" for c in name)
+
+
+def _split_at_wildcard(written: str) -> tuple[Path, str]:
+    """The folder above the first wildcard, and the pattern below it (empty where there is no wildcard)."""
+    parts = Path(written).parts
+    fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    return Path(*parts[:fixed]), str(Path(*parts[fixed:])) if fixed < len(parts) else ""
+
+
+def _name_in_rows(source: Source) -> str:
+    """What a row of a prompt file calls a source: its path in its folder."""
+    return source.name if source.path is None else source.stem.with_name(source.path.name).as_posix()
 
 
 class _Prompts:
-    """The prompts of one input: written in the manifest, in a prompt file, or in sidecar files."""
+    """The prompts of one input: written in the manifest, in a prompt file, or in sidecar files.
+
+    Raises:
+        ManifestError: The prompt file is missing or wrong.
+    """
 
     def __init__(self, manifest: Manifest, spec: InputSpec, loc: Loc) -> None:
         self._manifest, self._spec, self._loc = manifest, spec, loc
+        self._common: list[tuple[PromptSpec, Row]] = []
         self._used: set[str] = set()
+        self.by_file: dict[str, list[tuple[PromptSpec, Row]]] = {}
+        self.file = None if spec.prompts is not None else self._find_file()
+        for name, prompt, row in self._read(self.file) if self.file else ():
+            (self._common if name is None else self.by_file.setdefault(name, [])).append((prompt, row))
 
-    def of(self, source: Source) -> Sequence[PromptSpec]:
-        """The prompts of one source, empty where there are none."""
+    def of(self, source: Source) -> Sequence[tuple[PromptSpec, Loc | Row]]:
+        """The prompts of one source and where each stands, empty where there are none.
+
+        Raises:
+            ManifestError: Its sidecar file is wrong.
+        """
         if self._spec.prompts is not None:
-            return self._spec.prompts
+            return [(prompt, (*self._loc, "prompts", i)) for i, prompt in enumerate(self._spec.prompts)]
         if self.file is None:
             return self._sidecar(source)
-        found = list(self._common)
-        for name in self._names(source):
-            if name in self.by_file:
-                self._used.add(name)
-                found += self.by_file[name]
-        return found
+        names = {_name_in_rows(source), source.name, str(source.path)} & self.by_file.keys()
+        self._used |= names
+        return [*self._common, *(each for name in sorted(names) for each in self.by_file[name])]
 
-    def unused(self) -> list[str]:
-        """File names in the prompt file that no source answers to."""
-        return [name for name in self.by_file if name not in self._used] if self._spec.prompts is None else []
+    def unused(self, without: Sequence[str]) -> list[Problem]:
+        """Rows that name a picture which is not there; `without` are the pictures no row names."""
+        problems = []
+        for name in self.by_file.keys() - self._used:
+            near = difflib.get_close_matches(name, without, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            place = self.by_file[name][0][1]
+            problems.append(Problem(place.file, place.line, "", f"{name} is not among the pictures{hint}"))
+        return sorted(problems, key=lambda problem: problem.line or 0)
 
-    @cached_property
-    def file(self) -> Path | None:
+    def _find_file(self) -> Path | None:
         """The prompt file that was named, or that stands in or beside the folder."""
-        if self._spec.prompts is not None:
-            return None
-        if self._spec.prompts_file is not None:
-            path = self._manifest.base / self._spec.prompts_file
-            if not path.is_file():
-                raise ManifestError([self._manifest.problem((*self._loc, "prompts"), f"no such prompt file: {path}")])
+        spec = self._spec
+        if spec.prompts_file is not None:
+            path = self._manifest.located(spec.prompts_file)
+            if not _is_file(path):
+                message = f"no such prompt file: {path}{near_file(path)}"
+                raise ManifestError([self._manifest.problem((*self._loc, "prompts"), message)])
             return path
-        if not isinstance(self._spec.images, str):
+        if not isinstance(spec.images, str):
             return None
-        folder = self._manifest.base / self._spec.images
-        if not folder.is_dir():
-            folder = _fixed_part(self._manifest.base, self._spec.images)[0]
+        folder = self._manifest.located(spec.images)
+        if not _is_folder(folder):
+            folder = self._manifest.located(str(_split_at_wildcard(spec.images)[0]))
         inside = [folder / f"{name}{suffix}" for name in ("prompts", "metadata") for suffix in PROMPT_FILES]
         beside = [folder.parent / f"{folder.name}{suffix}" for suffix in PROMPT_FILES]
-        return next((path for path in (*inside, *beside) if path.is_file()), None)
+        return next(filter(_is_file, (*inside, *beside)), None)
 
-    @property
-    def by_file(self) -> Mapping[str, list[PromptSpec]]:
-        """Prompts of rows that name a file."""
-        return self._rows[1]
-
-    @property
-    def _common(self) -> list[PromptSpec]:
-        return self._rows[0]
-
-    @cached_property
-    def _rows(self) -> tuple[list[PromptSpec], dict[str, list[PromptSpec]]]:
-        common: list[PromptSpec] = []
-        by_file: dict[str, list[PromptSpec]] = {}
-        for name, prompt in read_prompts(self.file) if self.file else ():
-            (common if name is None else by_file.setdefault(name, [])).append(prompt)
-        return common, by_file
-
-    def _names(self, source: Source) -> set[str]:
-        """What a row may call this source: its path in the folder, its path as in the manifest, or its absolute path."""
-        if source.path is None:
-            return set()
-        in_tree = source.stem.with_name(source.path.name).as_posix()
-        return {in_tree, source.name, str(source.path)}
-
-    def _sidecar(self, source: Source) -> Sequence[PromptSpec]:
+    def _sidecar(self, source: Source) -> Sequence[tuple[PromptSpec, Row]]:
         path = source.path.with_suffix(".txt") if source.path else None
-        return [prompt for _, prompt in read_prompts(path)] if path and path.is_file() else ()
+        return [(prompt, row) for _, prompt, row in self._read(path)] if path and _is_file(path) else ()
+
+    def _read(self, file: Path) -> Iterator[tuple[str | None, PromptSpec, Row]]:
+        for name, prompt, line in read_prompts(file):
+            yield name, prompt, Row(str(file), line, frozenset(prompt.given()), self._loc)
 
 
-def read_prompts(file: Path) -> Iterator[tuple[str | None, PromptSpec]]:
-    """Rows of a prompt file: the picture a row names (or None for all of them) and the prompt.
+def read_prompts(file: Path) -> Iterator[tuple[str | None, PromptSpec, int]]:
+    """Rows of a prompt file: the picture a row names (or None for all of them), the prompt, and its line.
 
     A .txt holds one prompt a line (# starts a comment); a .csv has a header, a .jsonl one object a line, both with a
     `prompt` column, optionally `file_name`, and any settings.
@@ -268,34 +326,49 @@ def read_prompts(file: Path) -> Iterator[tuple[str | None, PromptSpec]]:
         raise ManifestError([Problem(str(file), None, "", f"cannot be read: {error}")]) from None
     rows = 0
     for line, row in _READERS[file.suffix.lower()](file, text):
-        name = next((str(row.pop(key)) for key in ROW_FILE_KEYS if row.get(key)), None)
+        name = _pop_file_name(row)
         rows += 1
-        yield name, prompt_from_row(row, file, line)
+        yield name, prompt_from_row(row, file, line), line
     if not rows:
         raise ManifestError([Problem(str(file), None, "", "holds no prompt")])
 
 
+def _pop_file_name(row: dict[str, Any]) -> str | None:
+    for key in ROW_FILE_KEYS:
+        if name := row.pop(key, None):
+            return PurePosixPath(str(name)).as_posix()  # "./a.png" is "a.png"
+    return None
+
+
 def _txt_rows(file: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for line, content in enumerate(text.splitlines(), 1):
+    for line, content in enumerate(text.split("\n"), 1):
         if content.strip() and not content.lstrip().startswith("#"):
             yield line, {"prompt": content.strip()}
 
 
 def _csv_rows(file: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(text.splitlines(keepends=True))
-    for row in reader:
-        if None in row:
-            raise ManifestError([Problem(str(file), reader.line_num, "", "more cells than the header has columns")])
-        yield reader.line_num, {key: value for key, value in row.items() if value not in (None, "")}
+    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
+    try:
+        names = [name.strip() for name in reader.fieldnames or ()]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ManifestError([Problem(str(file), 1, twice, "this column is given twice")])
+        reader.fieldnames = names
+        for row in reader:
+            if None in row:
+                raise ManifestError([Problem(str(file), reader.line_num, "", "more cells than the header has columns")])
+            if cells := {key: value.strip() for key, value in row.items() if value and value.strip()}:
+                yield reader.line_num, cells
+    except csv.Error as error:
+        raise ManifestError([Problem(str(file), reader.line_num, "", f"not valid CSV: {error}")]) from None
 
 
 def _jsonl_rows(file: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for line, content in enumerate(text.splitlines(), 1):
+    for line, content in enumerate(text.split("\n"), 1):  # not splitlines: JSON text may hold U+2028
         if not content.strip():
             continue
         try:
             row = json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ManifestError([Problem(str(file), line, "", f"not valid JSON: {error}")]) from None
         if not isinstance(row, dict):
             raise ManifestError([Problem(str(file), line, "", "each line must be an object with a prompt")])

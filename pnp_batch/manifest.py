@@ -1,4 +1,4 @@
-"""What a user writes: the YAML manifest as frozen values, and errors that name file, line, key and the nearest right word.
+"""What a user writes: the YAML manifest as frozen values, and errors that name file, line, key and the right word.
 
 `load_manifest` reads and checks the form; what needs the files or the model is checked by `plan.check`.
 """
@@ -6,17 +6,22 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     PrivateAttr,
     ValidationError,
     model_validator,
@@ -25,9 +30,16 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from pnp_batch.errors import ManifestError, Problem
 
+try:
+    from yaml import CSafeLoader as SafeLoader
+except ImportError:  # a PyYAML built without libyaml
+    from yaml import SafeLoader  # type: ignore[assignment]
+
 Loc = tuple[int | str, ...]
 
-MAX_YAML_NODES = 20_000_000  # after aliases are expanded: a few lines of YAML can otherwise stand for gigabytes
+MAX_ALIASED = 1_000_000  # values that aliases may add: a few lines of YAML can otherwise stand for gigabytes
+MAX_DEPTH = 100  # PyYAML composes nested values by recursion in C, so thousands of brackets crash the process
+MAX_SHOWN = 60
 
 # Keys of the public PnP configurations and of their near relatives -> ours.
 SETTING_ALIASES = {
@@ -61,11 +73,14 @@ TOP_ALIASES = {"output_path": "output_dir", "model_id": "model", "model_key": "m
 # Keys people bring from elsewhere that have no equal here, and what to write instead.
 HINTS = {
     "strength": "PnP has no strength: how much of the source is kept is set by pnp_f_t and pnp_attn_t (0 to 1 each)",
-    "feature_injection_threshold": "it counts steps in the original code; write pnp_f_t as a fraction (40 of 50 is 0.8)",
+    "feature_injection_threshold": "it counts steps; write pnp_f_t as a fraction of them (40 of 50 is 0.8)",
     "sd_version": "write `model:` with a hub id, a folder or a .safetensors file",
     "device": "write `run: {devices: cuda}`",
     "latents_path": "inversion latents are kept in the store by content; leave this out",
     "exp_name": "results are named after input and prompt; leave this out",
+    "experiment_name": "results are named after input and prompt; leave this out",
+    "source_experiment_name": "name the picture itself as `image:` in an entry of `inputs`",
+    "save_steps": "the inversion latents that are needed are kept by themselves; leave this out",
 }
 
 PROMPT_FILES = (".txt", ".csv", ".jsonl")
@@ -75,13 +90,18 @@ def _renamed(data: Any, aliases: Mapping[str, str]) -> Any:
     """Replaces alias keys in a mapping by ours; a key given under two names is an error, not a lottery."""
     if not isinstance(data, Mapping):
         return data
-    renamed: dict[Any, Any] = {}
-    for key, value in data.items():
-        name = aliases.get(key, key)
-        if name in renamed:
-            raise PydanticCustomError("given_twice", "'{key}' is the same setting as '{name}'", {"key": key, "name": name})
-        renamed[name] = value
-    return renamed
+    written: dict[Any, str] = {}
+    for key in data:
+        other = written.setdefault(aliases.get(key, key), key)
+        if other is not key:
+            raise _given_twice(key, other)
+    return {name: data[key] for name, key in written.items()}
+
+
+def _given_twice(key: str, other: str) -> PydanticCustomError:
+    return PydanticCustomError(
+        "given_twice", "'{key}' and '{other}' are the same setting", {"key": key, "other": other}
+    )
 
 
 def _off_is_a_word(value: Any) -> Any:
@@ -89,14 +109,81 @@ def _off_is_a_word(value: Any) -> Any:
     return "off" if value is False else value
 
 
+def _no_boolean(value: Any) -> Any:
+    """YAML 1.1 reads a bare `on` as true, which would pass for the number 1."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("boolean", "this should be a number")
+    return value
+
+
+def _writable(text: str) -> str:
+    if "\0" in text or (not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)):
+        raise PydanticCustomError("unwritable", "this text holds a character that no file can hold")
+    return text
+
+
 def _as_layers(value: Any) -> Any:
-    return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
+    """One number, or numbers in the cell of a CSV file, for a list."""
+    if isinstance(value, str):
+        return value.strip("[] ").replace(",", " ").split()
+    return (value,) if isinstance(value, int) else value
 
 
-Layers = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_as_layers)]
-Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Pixels = Annotated[int, Field(ge=8, le=16384)]
+def _auto_or_count(value: Any) -> Any:
+    if value == "auto":
+        return value
+    if isinstance(value, bool) or not str(value).isdecimal() or not int(value):
+        raise PydanticCustomError("batch_size", "this should be a whole number from 1 on, or auto")
+    return int(value)
+
+
+def _device(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | str) or not str(value):
+        raise PydanticCustomError("devices", "this should be auto, cpu, cuda, cuda:1 or a number")
+    return value
+
+
+def _names(value: Any) -> Any:
+    if value is None or isinstance(value, str):
+        return value and _writable(value)
+    if not isinstance(value, Sequence) or not all(isinstance(name, str) for name in value):
+        raise PydanticCustomError("images", "'images' should be a folder, a pattern or a list of files, each as text")
+    if not value:
+        raise PydanticCustomError("images", "the list of images is empty: write at least one")
+    return tuple(map(_writable, value))
+
+
+def _empty_for_nothing(value: Any) -> Any:
+    """A key whose lines below it were all commented out."""
+    return {} if value is None else value
+
+
+Text = Annotated[str, AfterValidator(_writable)]
+Name = Annotated[str, Field(min_length=1), AfterValidator(_writable)]
+Number = Annotated[float, BeforeValidator(_no_boolean), Field(allow_inf_nan=False)]
+Integer = Annotated[int, BeforeValidator(_no_boolean)]
+Layers = Annotated[tuple[Annotated[Integer, Field(ge=0)], ...], BeforeValidator(_as_layers)]
+Fraction = Annotated[Number, Field(ge=0, le=1)]
+Pixels = Annotated[Integer, Field(ge=8, le=16384)]
+Steps = Annotated[Integer, Field(ge=1, le=1000)]
+Seed = Annotated[Integer, Field(ge=0, lt=2**63)]
+
+
+@dataclass(frozen=True)
+class Row:
+    """The place of a prompt that stands in a prompt file.
+
+    Attributes:
+        file: The file.
+        line: 1-based.
+        given: Settings that the row itself gives.
+        loc: The input it belongs to.
+    """
+
+    file: str
+    line: int
+    given: frozenset[str]
+    loc: Loc
 
 
 class _Value(BaseModel):
@@ -123,19 +210,19 @@ class Settings(_Value):
     method: Literal["pnp"] = "pnp"
     height: Pixels | None = None
     width: Pixels | None = None
-    num_inference_steps: Annotated[int, Field(ge=1, le=1000)] = 50
-    guidance_scale: Finite = 7.5
+    num_inference_steps: Steps = 50
+    guidance_scale: Number = 7.5
     pnp_f_t: Fraction = 0.8
     pnp_attn_t: Fraction = 0.5
     pnp_f_layers: Layers | None = None
     pnp_attn_layers: Layers | None = None
     inversion_method: Literal["ddim"] = "ddim"
-    num_inversion_steps: Annotated[int, Field(ge=1, le=1000)] = 999
-    inversion_prompt: str = ""
-    negative_prompt: str = ""
+    num_inversion_steps: Steps = 999
+    inversion_prompt: Text = ""
+    negative_prompt: Text = ""
     negative_alpha: Fraction = 0.0
     negative_schedule: Literal["constant", "linear", "exp"] = "constant"
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Seed = 0
 
     def layers(self, own: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The injection layers (f, A): as written, else the model's own."""
@@ -153,7 +240,7 @@ class Settings(_Value):
 class PromptSpec(Settings):
     """A target prompt with settings of its own."""
 
-    prompt: str
+    prompt: Text
 
     @model_validator(mode="after")
     def _not_blank(self) -> PromptSpec:
@@ -167,11 +254,11 @@ class GenerateSpec(_Value):
 
     aliases = GENERATE_ALIASES
 
-    prompt: str
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    guidance_scale: Finite = 7.5
-    negative_prompt: str = ""
-    num_inference_steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    prompt: Text
+    seed: Seed = 0
+    guidance_scale: Number = 7.5
+    negative_prompt: Text = ""
+    num_inference_steps: Steps | None = None
 
 
 INPUT_KINDS = ("image", "images", "generate")
@@ -180,18 +267,18 @@ INPUT_KINDS = ("image", "images", "generate")
 class InputSpec(Settings):
     """One entry of `inputs`: exactly one of `image`, `images` or `generate`, and its prompts.
 
-    `prompts` is a list, or the path of a .txt, .csv or .jsonl file, or left out where such a file stands beside the input.
+    `prompts` is a list, or the path of a .txt, .csv or .jsonl file, or left out where such a file is beside the input.
     `root` anchors an explicit list of `images`: the tree below it is mirrored in the output.
     """
 
     aliases = INPUT_ALIASES
 
-    image: str | None = None
-    images: str | tuple[str, ...] | None = None
-    root: str | None = None
+    image: Name | None = None
+    images: Annotated[str | tuple[str, ...] | None, PlainValidator(_names)] = None
+    root: Name | None = None
     generate: GenerateSpec | None = None
     prompts: tuple[PromptSpec, ...] | None = None
-    prompts_file: str | None = None
+    prompts_file: Name | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -201,8 +288,13 @@ class InputSpec(Settings):
         if not isinstance(data, dict):
             return data
         if "video" in data:
-            raise PydanticCustomError("no_video", "video inputs are not supported yet; extract the frames into a folder and name it as `images:`")
+            raise PydanticCustomError(
+                "no_video",
+                "video inputs are not supported yet; extract the frames into a folder and name it as `images:`",
+            )
         prompts = data.get("prompts")
+        if prompts is not None and "prompts_file" in data:
+            raise _given_twice("prompts_file", "prompts")
         if isinstance(prompts, str) and prompts.lower().endswith(PROMPT_FILES):
             return {k: v for k, v in data.items() if k != "prompts"} | {"prompts_file": prompts}
         if isinstance(prompts, str | Mapping):
@@ -225,6 +317,8 @@ class InputSpec(Settings):
             raise PydanticCustomError("no_prompts", "a generated input needs prompts")
         if self.root is not None and not isinstance(self.images, tuple):
             raise PydanticCustomError("root", "root goes with a list of images")
+        if self.prompts_file is not None and not self.prompts_file.lower().endswith(PROMPT_FILES):
+            raise PydanticCustomError("prompts_file", "a prompt file ends in .txt, .csv or .jsonl")
         return self
 
 
@@ -232,12 +326,39 @@ class RunSpec(_Value):
     """How to run, never what: nothing here changes a result (but `dtype`, which therefore is in every key)."""
 
     engine: Literal["local"] = "local"
-    devices: str | int = "auto"
-    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    devices: Annotated[str | int, PlainValidator(_device)] = "auto"
+    batch_size: Annotated[int | Literal["auto"], PlainValidator(_auto_or_count)] = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     bank: Annotated[Literal["auto", "off"], BeforeValidator(_off_is_a_word)] = "auto"
-    store: str | None = None
-    checkpoint_seconds: Annotated[float, Field(ge=0)] = 30.0
+    store: Name | None = None
+    checkpoint_seconds: Annotated[Number, Field(ge=0)] = 30.0
+
+
+Metric = Literal[
+    "psnr",
+    "mse",
+    "ssim",
+    "lpips",
+    "structure_distance",
+    "structure_distance_pie",
+    "clip_similarity",
+    "text_gain",
+    "alignment",
+    "reconstruction_psnr",
+]
+
+
+class EvaluationSpec(_Value):
+    """What `pnp-batch evaluate` computes, and where its backbones lie (docs/evaluation.md). Enters no key of a result.
+
+    `structure_distance_pie` is `structure_distance` with PIE-Bench's resizing, and has to be asked for.
+    """
+
+    dino: Name = "facebook/dino-vitb8"
+    clip: Name = "openai/clip-vit-large-patch14"
+    lpips: Name | None = None
+    metrics: tuple[Metric, ...] = tuple(name for name in get_args(Metric) if name != "structure_distance_pie")
+    masks: Name | None = None
 
 
 class Manifest(_Value):
@@ -246,14 +367,15 @@ class Manifest(_Value):
     aliases = TOP_ALIASES
 
     version: Literal[1] = 1
-    model: str
-    revision: str | None = None
-    variant: str | None = None
-    config: str | None = None
-    output_dir: str
-    defaults: Settings = Settings()
+    model: Name
+    revision: Name | None = None
+    variant: Name | None = None
+    config: Name | None = None
+    output_dir: Name
+    defaults: Annotated[Settings, BeforeValidator(_empty_for_nothing)] = Settings()
     inputs: tuple[InputSpec, ...]
-    run: RunSpec = RunSpec()
+    run: Annotated[RunSpec, BeforeValidator(_empty_for_nothing)] = RunSpec()
+    evaluation: Annotated[EvaluationSpec, BeforeValidator(_empty_for_nothing)] = EvaluationSpec()
 
     @model_validator(mode="after")
     def _some_inputs(self) -> Manifest:
@@ -277,22 +399,46 @@ class Manifest(_Value):
     @property
     def output(self) -> Path:
         """The output folder, absolute."""
-        return self.base / self.output_dir
+        return Path(os.path.normpath(self.located(self.output_dir)))
 
     @property
     def store(self) -> Path:
         """The folder of the artifact store, absolute."""
-        return self.base / self.run.store if self.run.store else self.output / "store"
+        if self.run.store is None:
+            return self.output / "store"
+        return Path(os.path.normpath(self.located(self.run.store)))
 
-    def problem(self, loc: Loc, message: str) -> Problem:
-        """A problem with the value at `loc`, with its file and line."""
-        return _problem(self._path, self._root, loc, message)
+    def located(self, written: str) -> Path:
+        """The absolute path of what the manifest calls `written`; `~` is the user's home."""
+        return self.base / os.path.expanduser(written)  # noqa: PTH111 - pathlib raises where a home is not known
 
-    def setting_problem(self, loc: Loc, setting: str, message: str) -> Problem:
-        """A problem with a setting that holds at a prompt: at the prompt, its input or `defaults`, where it was written."""
-        places: list[Loc] = [(*loc, setting), (*loc[:2], setting), ("defaults", setting)]
-        written = (place for place in places if _node_at(self._root, place)[1] == len(place))
-        return self.problem(next(written, loc), message)
+    def with_run(self, overrides: Mapping[str, Any]) -> Manifest:
+        """This manifest with some of its `run` settings replaced, as the command line does.
+
+        Raises:
+            ManifestError: An override is unusable.
+        """
+        try:
+            run = RunSpec.model_validate(self.run.given() | dict(overrides))
+        except ValidationError as error:
+            details = (_explain(Path("command line"), None, detail, RunSpec) for detail in error.errors())
+            raise ManifestError([Problem(p.file, None, f"--{p.key}", p.message) for p in details]) from None
+        return self.model_copy(update={"run": run})
+
+    def problem(self, place: Loc | Row, message: str) -> Problem:
+        """A problem with the value at a place, with its file and line."""
+        if isinstance(place, Row):
+            return Problem(place.file, place.line, "", message)
+        return _problem(self._path, self._root, place, message)
+
+    def setting_problem(self, place: Loc | Row, setting: str, message: str) -> Problem:
+        """A problem with a setting that holds at a prompt: there, at its input or in `defaults`, wherever it stands."""
+        if isinstance(place, Row) and setting in place.given:
+            return Problem(place.file, place.line, setting, message)
+        own = place.loc if isinstance(place, Row) else place
+        places: list[Loc] = [(*own, setting), (*own[:2], setting), ("defaults", setting)]
+        written = (loc for loc in places if _node_at(self._root, loc)[1] == len(loc))
+        return self.problem(next(written, place), message)
 
 
 def load_manifest(path: Path | str) -> Manifest:
@@ -323,7 +469,7 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
     try:
         return Settings.model_validate(dict(values))
     except ValidationError as error:
-        raise ManifestError([_explain(Path("settings"), None, detail) for detail in error.errors()]) from None
+        raise ManifestError([_explain(Path("settings"), None, detail, Settings) for detail in error.errors()]) from None
 
 
 def prompt_from_row(row: Mapping[str, Any], file: Path, line: int) -> PromptSpec:
@@ -343,40 +489,82 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, _siblings(path), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ManifestError([Problem(str(path), None, "", f"no such file{hint}")]) from None
-    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError([Problem(str(path), None, "", f"no such file{near_file(path)}")]) from None
+    except UnicodeDecodeError as error:
+        raise ManifestError([Problem(str(path), None, "", f"is not UTF-8 text: {error}")]) from None
+    except (OSError, ValueError) as error:
         raise ManifestError([Problem(str(path), None, "", f"cannot be read: {error}")]) from None
 
 
-def _siblings(path: Path) -> list[str]:
-    return [p.name for p in path.absolute().parent.iterdir()] if path.absolute().parent.is_dir() else []
+def near_file(path: Path) -> str:
+    """`; did you mean ...?` with the file beside a missing one that has the nearest name, or nothing."""
+    try:
+        names = os.listdir(path.absolute().parent)  # noqa: PTH208 - names are all that is needed
+    except (OSError, ValueError):
+        return ""
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+class _Loader(SafeLoader):
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """A value; PyYAML lets whatever goes wrong in reading one (`!!bool maybe`, 2001-99-99) escape as it is."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+            kind = node.tag.rpartition(":")[2]
+            message = f"this cannot be read as a YAML {kind}; put it in quotes if it is text"
+            raise yaml.constructor.ConstructorError(None, None, message, node.start_mark) from error
 
 
 def _parse_yaml(path: Path, text: str) -> tuple[yaml.Node, Any]:
     """Composes and constructs the document; the node tree is kept for line numbers."""
-    loader = _Loader(text)
     try:
+        _check_depth(path, text)
+        loader = _Loader(text)
         root = loader.get_single_node()
         if root is None:
             raise ManifestError([Problem(str(path), 1, "", "the file is empty")])
-        if _expanded_size(root) > MAX_YAML_NODES:
-            raise ManifestError([Problem(str(path), 1, "", "aliases expand to far too many values")])
-        if duplicates := list(_duplicate_keys(path, root)):
-            raise ManifestError(duplicates)
+        if problems := list(_tree_problems(path, root)):
+            raise ManifestError(problems)
         return root, loader.construct_document(root)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else None
         raise ManifestError([Problem(str(path), line, "", f"not valid YAML: {error.problem or error}")]) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ManifestError([Problem(str(path), None, "", f"not valid YAML: {error}")]) from None
-    finally:
-        loader.dispose()
+    except yaml.reader.ReaderError as error:
+        line = text.partition(chr(error.character))[0].count("\n") + 1
+        message = f"not valid YAML: the character U+{error.character:04X} is not allowed"
+        raise ManifestError([Problem(str(path), line, "", message)]) from None
+
+
+def _check_depth(path: Path, text: str) -> None:
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            line = event.start_mark.line + 1 if event.start_mark else None
+            raise ManifestError([Problem(str(path), line, "", f"nested deeper than {MAX_DEPTH} levels")])
+
+
+def _tree_problems(path: Path, root: yaml.Node) -> Iterator[Problem]:
+    nodes = list(_nodes(root))
+    if _expanded_size(root) > len(nodes) + MAX_ALIASED:
+        yield Problem(str(path), 1, "", f"aliases stand for more than {MAX_ALIASED:,} values, or one contains itself")
+    for node in nodes:
+        if isinstance(node, yaml.MappingNode):
+            yield from _duplicate_keys(path, node)
+
+
+def _nodes(root: yaml.Node) -> Iterator[yaml.Node]:
+    """Every node once, however often it is aliased."""
+    stack, seen = [root], {id(root)}
+    while stack:
+        node = stack.pop()
+        yield node
+        new = [child for child in _children(node) if id(child) not in seen]
+        seen.update(map(id, new))
+        stack.extend(new)
 
 
 def _expanded_size(root: yaml.Node) -> float:
@@ -394,25 +582,17 @@ def _expanded_size(root: yaml.Node) -> float:
 
 def _children(node: yaml.Node) -> Iterable[yaml.Node]:
     if isinstance(node, yaml.MappingNode):
-        return (value for _, value in node.value)
+        return (part for entry in node.value for part in entry)
     return node.value if isinstance(node, yaml.SequenceNode) else ()
 
 
-def _duplicate_keys(path: Path, root: yaml.Node) -> Iterable[Problem]:
+def _duplicate_keys(path: Path, node: yaml.MappingNode) -> Iterator[Problem]:
     """YAML lets the last of two equal keys win silently; a person never means that."""
-    stack, seen_nodes = [root], set()
-    while stack:
-        node = stack.pop()
-        if id(node) in seen_nodes:
-            continue
-        seen_nodes.add(id(node))
-        stack.extend(_children(node))
-        if isinstance(node, yaml.MappingNode):
-            seen: set[str] = set()
-            for key, _ in node.value:
-                if isinstance(key, yaml.ScalarNode) and key.value in seen and key.value != "<<":
-                    yield Problem(str(path), key.start_mark.line + 1, key.value, "this key is given twice")
-                seen.add(str(key.value))
+    seen = set()
+    for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+        if key.value in seen and key.value != "<<":
+            yield Problem(str(path), key.start_mark.line + 1, key.value, "this key is given twice")
+        seen.add(key.value)
 
 
 def _same_key(written: str, wanted: int | str) -> bool:
@@ -426,17 +606,21 @@ def _node_at(root: yaml.Node | None, loc: Loc) -> tuple[int | None, int]:
     """Walks the node tree along `loc` as far as it goes: the 1-based line reached, and how many steps were taken."""
     node, line = root, root.start_mark.line + 1 if root is not None else None
     for depth, part in enumerate(loc):
-        if isinstance(node, yaml.MappingNode):
-            found = next(((k, v) for k, v in node.value if _same_key(str(k.value), part)), None)
-            if found is None:
-                return line, depth
+        if isinstance(node, yaml.MappingNode) and (found := _entry(node, part)):
             node, line = found[1], found[0].start_mark.line + 1
         elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
             node = node.value[part]
             line = node.start_mark.line + 1
-        else:
+        elif part != 0 or isinstance(node, yaml.SequenceNode):  # one prompt may stand for a list of one
             return line, depth
     return line, len(loc)
+
+
+def _entry(node: yaml.MappingNode, part: int | str) -> tuple[yaml.Node, yaml.Node] | None:
+    """The key and value of a mapping that `part` means. Merged entries (`<<`) come before its own, which win."""
+    entries = [(key, value) for key, value in node.value if isinstance(key, yaml.ScalarNode)]
+    exact = [entry for entry in entries if entry[0].value == str(part)]
+    return next(reversed(exact or [entry for entry in entries if _same_key(entry[0].value, part)]), None)
 
 
 def _problem(path: Path, root: yaml.Node | None, loc: Loc, message: str) -> Problem:
@@ -448,6 +632,12 @@ _PLAIN_WORDS = {
     "tuple_type": "'{key}' should be a list",
     "model_type": "'{key}' should be a mapping (key: value)",
     "string_type": "'{key}' should be text; put it in quotes",
+    "string_too_short": "'{key}' is empty",
+    "invalid_key": "a key should be text; put it in quotes",
+}
+_ENTRIES = {
+    "inputs": "an input is a mapping: `image:`, `images:` or `generate:`, and `prompts:`",
+    "prompts": "a prompt is text (in quotes if it looks like a number, a date or yes) or a mapping with `prompt:`",
 }
 
 
@@ -459,31 +649,63 @@ def _explain(path: Path, root: yaml.Node | None, detail: ErrorDetails, top: type
         message = _unknown_key(key, _fields_at(loc[:-1], top))
     elif kind == "literal_error":
         message = _unknown_word(detail["input"], context["expected"])
+    elif kind == "model_type" and loc[-2] in _ENTRIES:
+        message = _ENTRIES[str(loc[-2])]
+    elif detail["input"] is None and kind != "invalid_key":
+        message = f"'{key}' has no value"
     elif kind in _PLAIN_WORDS:
         message = _PLAIN_WORDS[kind].format(key=key)
     else:
         text = detail["msg"]
-        shown = f" (got {detail['input']!r})" if isinstance(detail["input"], str | int | float) else ""
-        message = text[0].lower() + text[1:] + shown
-    return _problem(path, root, loc, message)
+        message = text[0].lower() + text[1:] + _shown(detail["input"])
+    return _problem(path, root, (*loc, context["key"]) if kind == "given_twice" else loc, message)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, int) and abs(value) >= 10**MAX_SHOWN:
+        return ""  # Python refuses to print numbers of thousands of digits
+    return f" (got {_cut(repr(value))})" if isinstance(value, str | int | float) else ""
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _unknown_key(key: str, known: Sequence[str]) -> str:
-    if key in HINTS:
-        return f"unknown key '{key}': {HINTS[key]}"
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    return f"unknown key '{key}'" + (f"; did you mean '{near[0]}'?" if near else f"; known here: {', '.join(known)}")
+    homes = (f"it belongs {place}" for place, model in _PLACES.items() if key in _keys_of(model))
+    words = difflib.get_close_matches(key, [*known, *HINTS], n=1, cutoff=0.6)
+    near = (HINTS.get(word, f"did you mean '{word}'?") for word in words)
+    quotes = ("text that holds a colon needs quotes" for _ in [key] if " " in key)
+    listed = (f"known here: {', '.join(name for name in known if name not in INPUT_ALIASES)}",)
+    return f"unknown key '{_cut(key)}'; " + next(itertools.chain(homes, near, quotes, listed))
 
 
 def _unknown_word(word: Any, expected: str) -> str:
     words = [w.strip(" '") for w in expected.replace(" or ", ",").split(",")]
     near = difflib.get_close_matches(str(word), words, n=1)
-    return f"{word!r} is not one of {', '.join(words)}" + (f"; did you mean '{near[0]}'?" if near else "")
+    return f"this should be {' or '.join(words)}{_shown(word)}" + (f"; did you mean '{near[0]}'?" if near else "")
+
+
+_MAPPINGS: dict[str, type[_Value]] = {
+    "defaults": Settings,
+    "run": RunSpec,
+    "inputs": InputSpec,
+    "generate": GenerateSpec,
+    "prompts": PromptSpec,
+}
+
+
+_PLACES: dict[str, type[_Value]] = {
+    "at the top of the manifest": Manifest,
+    **{f"under `{name}`": model for name, model in _MAPPINGS.items()},
+}
 
 
 def _fields_at(loc: Sequence[int | str], top: type[_Value]) -> list[str]:
     """The keys that may stand in the mapping at `loc`."""
-    names = {"defaults": Settings, "run": RunSpec, "generate": GenerateSpec, "inputs": InputSpec, "prompts": PromptSpec}
-    words = [part for part in loc if isinstance(part, str) and part in names]
-    model = names[words[-1]] if words else top
+    words = [part for part in loc if part in _MAPPINGS]
+    return _keys_of(_MAPPINGS[str(words[-1])] if words else top)
+
+
+def _keys_of(model: type[_Value]) -> list[str]:
     return [name for name in (*model.model_fields, *model.aliases) if name != "prompts_file"]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pnp_batch.checkpoint import Checkpoint
+from pnp_batch.checkpoint import Checkpoint, Schedule
 from pnp_batch.errors import ItemError, ManifestError, ModelError, Problem
 from pnp_batch.inputs import Expansion, Source, Translation
 from pnp_batch.manifest import Manifest, Settings
@@ -23,7 +23,14 @@ PACKAGE_JOBS = 32
 
 INVERT_VERSION = 1  # part of every trajectory key: raise it when the same settings give other latents
 
-TRAJECTORY_SETTINGS = ("height", "width", "num_inference_steps", "inversion_method", "num_inversion_steps", "inversion_prompt")
+TRAJECTORY_SETTINGS = (
+    "height",
+    "width",
+    "num_inference_steps",
+    "inversion_method",
+    "num_inversion_steps",
+    "inversion_prompt",
+)
 TRANSLATION_SETTINGS = (
     "guidance_scale",
     "pnp_f_t",
@@ -97,25 +104,32 @@ class Estimate:
         """UNet rows in all."""
         return self.inversion_rows + self.source_rows + self.target_rows
 
-    def add(self, job: Job, checkpoint: Checkpoint, latent_bytes: int) -> None:
+    def add(self, job: Job, checkpoint: Checkpoint, *, has_trajectory: bool = False) -> None:
         """Counts one job."""
         method = METHODS[job.settings.method]
         width, height = job.size or (0, 0)
         cells = width * height // checkpoint.cell**2
-        # The round trip that measures the reconstruction error is part of an inversion; a generated image needs none.
-        rows = job.forward_steps * (2 if job.source.generate else 1)
-        rows += 0 if job.source.generate else job.settings.num_inference_steps
+        inversion = 0 if has_trajectory else _trajectory_rows(job, checkpoint.schedule)
         source = max(method.source_rows(t.settings) for t in job.translations)
         target = sum(method.target_rows(t.settings) for t in job.translations)
         self.sources += 1
         self.translations += len(job.translations)
-        self.inversion_rows += rows
+        self.inversion_rows += inversion
         self.source_rows += source
         self.target_rows += target
-        self.row_cells += (rows + source + target) * cells
-        trajectory = job.settings.num_inference_steps * 4 * cells * latent_bytes + 2 * 3 * width * height
-        result = 3 * width * height + 4 * cells * 4
-        self.disk_bytes += trajectory + len(job.translations) * (result + 2 * width * height)
+        self.row_cells += (inversion + source + target) * cells
+        picture = 3 * width * height
+        trajectory = 0 if has_trajectory else job.settings.num_inference_steps * 16 * cells + 2 * picture
+        # A result is kept as raw pixels and latent in the store and as a PNG, which hardly shrinks a photograph.
+        self.disk_bytes += trajectory + len(job.translations) * (2 * picture + 16 * cells)
+
+
+def _trajectory_rows(job: Job, schedule: Schedule) -> int:
+    if job.source.generate is None:
+        # The round trip that measures the reconstruction error is part of an inversion.
+        steps = job.settings.num_inference_steps
+        return schedule.steps_up_to(steps, job.settings.num_inversion_steps) + steps
+    return job.forward_steps * (1 if job.source.generate.guidance_scale in (0, 1) else 2)
 
 
 @dataclass
@@ -162,11 +176,11 @@ class Plan:
             yield Package(index, tuple(jobs))
             index += 1
 
-    def estimate(self, latent_bytes: int = 4) -> Estimate:
+    def estimate(self) -> Estimate:
         """Counts sources, results, UNet rows and bytes."""
         estimate = Estimate()
         for job in self.jobs():
-            estimate.add(job, self.checkpoint, latent_bytes)
+            estimate.add(job, self.checkpoint)
         return estimate
 
 
@@ -282,7 +296,11 @@ class _Checker:
             self._check_length(key, text)
         unit = int(unit_id(source, translation)[:16], 16)
         if unit in self._units:
-            self._add(translation, "prompt", f"{source.name} is already translated to '{translation.prompt}' with these very settings")
+            self._add(
+                translation,
+                "prompt",
+                f"{source.name} is already translated to '{translation.prompt}' with these very settings",
+            )
         self._units.add(unit)
         assert settings.method in METHODS
 
@@ -290,14 +308,19 @@ class _Checker:
         texts = {"prompt": translation.prompt, "negative_prompt": translation.settings.negative_prompt}
         if source.generate is None:
             return texts | {"inversion_prompt": translation.settings.inversion_prompt}
-        return texts | {"generate.prompt": source.generate.prompt, "generate.negative_prompt": source.generate.negative_prompt}
+        return texts | {
+            "generate.prompt": source.generate.prompt,
+            "generate.negative_prompt": source.generate.negative_prompt,
+        }
 
     def _check_grid(self, source: Source, translation: Translation) -> None:
         settings, own = translation.settings, source.generate
         key = "generate.num_inference_steps" if own else "num_inversion_steps"
         within = (own.num_inference_steps or settings.num_inference_steps) if own else settings.num_inversion_steps
         if self._first_time("grid", settings.num_inference_steps, within):
-            self._refuse(translation, key, lambda: self.checkpoint.schedule.sampling_grid(settings.num_inference_steps, within))
+            self._refuse(
+                translation, key, lambda: self.checkpoint.schedule.sampling_grid(settings.num_inference_steps, within)
+            )
 
     def _check_layers(self, translation: Translation) -> None:
         settings = translation.settings
@@ -305,7 +328,9 @@ class _Checker:
             key = "pnp_f_layers" if settings.pnp_f_layers is not None else "pnp_attn_layers"
             default = ((), ()) if None not in (settings.pnp_f_layers, settings.pnp_attn_layers) else None
             self._refuse(
-                translation, key, lambda: self.checkpoint.check_layers(*settings.layers(default or self.checkpoint.layers))
+                translation,
+                key,
+                lambda: self.checkpoint.check_layers(*settings.layers(default or self.checkpoint.layers)),
             )
 
     def _refuse(self, translation: Translation, key: str, question: Any) -> None:
@@ -319,7 +344,9 @@ class _Checker:
         for key in ("height", "width"):
             value = getattr(translation.settings, key)
             if value and value % cell and self._first_time("size", key, value):
-                self.warnings.append(f"{key} {value} is rounded to {round(value / cell) * cell}: this model needs multiples of {cell}")
+                self.warnings.append(
+                    f"{key} {value} is rounded to {round(value / cell) * cell}: this model needs multiples of {cell}"
+                )
 
     def _check_length(self, key: str, text: str) -> None:
         if text and self._first_time("text", text) and (cut := self.checkpoint.cut_words(text)):

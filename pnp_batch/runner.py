@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +15,9 @@ from pnp_batch.checkpoint import Checkpoint
 from pnp_batch.errors import ItemError
 from pnp_batch.inputs import Translation
 from pnp_batch.manifest import Manifest
-from pnp_batch.plan import Job, Package
+from pnp_batch.plan import Job, Package, Plan
 from pnp_batch.stages import STAGES
+from pnp_batch.stages.batches import MAX_BATCH
 from pnp_batch.stages.outputs import Outputs
 from pnp_batch.stages.work import Context, Events, Item, Unit
 from pnp_batch.store import ArtifactStore, DigestCache
@@ -107,7 +108,9 @@ class Worker:
         jobs = _jobs_with(items, lambda unit: unit.needs_float32)
         if not jobs:
             return []
-        self.events.note(f"{sum(len(job.translations) for job in jobs)} results are not finite in {self.context.dtype}; trying float32")
+        self.events.note(
+            f"{sum(len(job.translations) for job in jobs)} results are not finite in {self.context.dtype}; trying float32"
+        )
         again = self._run_stages(replace(self.context, dtype="float32"), jobs, stages)
         halves = {unit.id: unit for item in items for unit in item.units}
         for unit in (unit for item in again for unit in item.units):
@@ -134,14 +137,35 @@ class Worker:
         return model
 
 
+class Silent:
+    """Events that nobody watches."""
+
+    def step(self, rows: int) -> None:
+        """UNet rows were computed."""
+
+    def made(self, stage: str, count: int) -> None:
+        """A stage made artifacts or files."""
+
+    def note(self, message: str) -> None:
+        """Something a person should know."""
+
+
+def seconds_per_row_cell(plan: Plan, worker: Worker) -> float:
+    """Seconds of one UNet row per latent cell, from one timed pass at the first package's geometry and batch size."""
+    job = next(job for job in plan.jobs() if job.size is not None)
+    assert job.size is not None
+    context = worker.context
+    cells = job.size[0] * job.size[1] // plan.checkpoint.cell**2
+    rows = 2 * min(context.batch_of(Item(job, context)), plan.limit or MAX_BATCH)
+    return context.model.seconds_per_pass(job.size, rows) / (rows * cells)
+
+
 def fingerprint(checkpoint: Checkpoint, digests: DigestCache) -> str:
     """The model's identity in keys: the bytes of its weights and configs, wherever they lie."""
-    content = {
-        f"{path.parent.name}/{path.name}": digests.of(path, "bytes", lambda path=path: _digest_of(path))
-        for path in checkpoint.weight_files()
-    }
-    if checkpoint.single_file:
-        content["weights"] = content.pop(f"{checkpoint.weights.parent.name}/{checkpoint.weights.name}")
+    content = {}
+    for path in checkpoint.weight_files():
+        name = "weights" if path == checkpoint.weights else f"{path.parent.name}/{path.name}"
+        content[name] = digests.of(path, "bytes", partial(_digest_of, path))
     return key_of(content)
 
 

@@ -25,4 +25,5 @@ def noise_from(output: Tensor, latents: Tensor, a: float, prediction_type: str) 
 def move(latents: Tensor, noise: Tensor, a_from: float, a_to: float) -> Tensor:
     """Takes latents from one noise level to another along the predicted noise, down (denoise) or up (invert)."""
     clean = (latents - (1 - a_from) ** 0.5 * noise) / a_from**0.5
-    return a_to**0.5 * clean + (1 - a_to) ** 0.5 * noise
+    moved: Tensor = a_to**0.5 * clean + (1 - a_to) ** 0.5 * noise
+    return moved

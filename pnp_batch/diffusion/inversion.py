@@ -18,7 +18,12 @@ from pnp_batch.diffusion.steps import Loop, plain_loop
 
 
 def ddim_invert(
-    model: DiffusionModel, latents: Tensor, prompts: Sequence[str], steps: int, keep: Sequence[int], loop: Loop = plain_loop
+    model: DiffusionModel,
+    latents: Tensor,
+    prompts: Sequence[str],
+    steps: int,
+    keep: Sequence[int],
+    loop: Loop = plain_loop,
 ) -> Tensor:
     """DDIM inversion by the authors' rule: the *new* timestep with the *old* latent, no guidance.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -69,9 +70,27 @@ class DiffusionModel:
         """
         self.rows += len(latents)
         (output,) = self.unet(
-            latents.to(self.dtype), torch.tensor(timestep, device=self.device), encoder_hidden_states=texts, return_dict=False
+            latents.to(self.dtype),
+            torch.tensor(timestep, device=self.device),
+            encoder_hidden_states=texts,
+            return_dict=False,
         )
         return output.float()  # type: ignore[no-any-return]
+
+    def seconds_per_pass(self, size: tuple[int, int], rows: int) -> float:
+        """Seconds of one UNet pass, timed after a warm-up.
+
+        Args:
+            size: Width and height in pixels.
+            rows: Rows of the pass.
+        """
+        cell = self.checkpoint.cell
+        latents = torch.randn(rows, 4, size[1] // cell, size[0] // cell, device=self.device)
+        texts = self.encode_texts([""] * rows)
+        for _ in range(2):  # the first pass pays for allocation and kernel choice
+            begin = time.perf_counter()
+            self.predict(latents, 1, texts).sum().item()
+        return time.perf_counter() - begin
 
     @torch.inference_mode()
     def noise(self, latents: Tensor, timestep: int, texts: Tensor) -> Tensor:
@@ -95,7 +114,11 @@ class DiffusionModel:
         tokens = self.checkpoint.tokenizer(
             text, padding="max_length", max_length=self.checkpoint.max_tokens, truncation=True, return_tensors="pt"
         )
-        mask = tokens.attention_mask.to(self.device) if getattr(self.text_encoder.config, "use_attention_mask", False) else None
+        mask = (
+            tokens.attention_mask.to(self.device)
+            if getattr(self.text_encoder.config, "use_attention_mask", False)
+            else None
+        )
         return self.text_encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0].to(self.dtype)  # type: ignore[no-any-return]
 
     @torch.inference_mode()
@@ -182,7 +205,9 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: str) -> Diff
     pipe = _load_pipeline(checkpoint, torch_dtype)
     scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     if scheduler.config.prediction_type not in ddim.PREDICTION_TYPES:
-        raise ModelError(f"{checkpoint.name} predicts '{scheduler.config.prediction_type}'; known are {', '.join(ddim.PREDICTION_TYPES)}")
+        raise ModelError(
+            f"{checkpoint.name} predicts '{scheduler.config.prediction_type}'; known are {', '.join(ddim.PREDICTION_TYPES)}"
+        )
     try:
         return DiffusionModel(
             checkpoint=checkpoint,
@@ -206,7 +231,12 @@ def _load_pipeline(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
                 str(checkpoint.weights), config=str(checkpoint.configs), dtype=dtype, local_files_only=True, **UNUSED
             )
         return StableDiffusionPipeline.from_pretrained(
-            checkpoint.weights, variant=checkpoint.variant, dtype={"vae": torch.float32, "default": dtype}, use_safetensors=True, local_files_only=True, **UNUSED
+            checkpoint.weights,
+            variant=checkpoint.variant,
+            dtype={"vae": torch.float32, "default": dtype},
+            use_safetensors=True,
+            local_files_only=True,
+            **UNUSED,
         )
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
         raise ModelError(f"{checkpoint.name} ({checkpoint.weights}) cannot be loaded: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -15,7 +16,7 @@ class FeatureSite:
     """f: the output of `conv2` of a decoder resnet, before the skip is added. Shape (rows, channels, height, width)."""
 
     name: str
-    resnet: nn.Module
+    resnet: Any
 
     @property
     def leaves(self) -> dict[str, nn.Module]:
@@ -28,7 +29,7 @@ class AttentionSite:
     """A: queries and keys of a decoder self-attention, before the head split. Shape (rows, tokens, channels) each."""
 
     name: str
-    attention: nn.Module
+    attention: Any
 
     @property
     def leaves(self) -> dict[str, nn.Module]:
@@ -39,7 +40,7 @@ class AttentionSite:
 Site = FeatureSite | AttentionSite
 
 
-def feature_sites(unet: nn.Module, layers: Sequence[int]) -> list[FeatureSite]:
+def feature_sites(unet: Any, layers: Sequence[int]) -> list[FeatureSite]:
     """The resnets of decoder layers.
 
     Raises:
@@ -55,7 +56,7 @@ def feature_sites(unet: nn.Module, layers: Sequence[int]) -> list[FeatureSite]:
     return sites
 
 
-def attention_sites(unet: nn.Module, layers: Sequence[int]) -> list[AttentionSite]:
+def attention_sites(unet: Any, layers: Sequence[int]) -> list[AttentionSite]:
     """The self-attentions of decoder layers, in every transformer block they have.
 
     Raises:
@@ -73,7 +74,7 @@ def attention_sites(unet: nn.Module, layers: Sequence[int]) -> list[AttentionSit
     return sites
 
 
-def _block_of(unet: nn.Module, layer: int) -> tuple[nn.Module, int]:
+def _block_of(unet: Any, layer: int) -> tuple[Any, int]:
     per_block = len(unet.up_blocks[0].resnets)
     if layer >= per_block * len(unet.up_blocks):
         raise ModelError(f"there is no decoder layer {layer} in {type(unet).__name__}")

@@ -19,7 +19,9 @@ State = dict[str, Tensor]
 class Loop(Protocol):
     """Runs `step(i, state)` for i up to `count - 1`, from 0 or from where an earlier run stopped; gives the state."""
 
-    def __call__(self, name: str, count: int, state: State, step: Callable[[int, State], None]) -> State: ...
+    def __call__(self, name: str, count: int, state: State, step: Callable[[int, State], None]) -> State:
+        """Runs the loop that is called `name`."""
+        ...
 
 
 @torch.inference_mode()

@@ -43,7 +43,12 @@ class Trajectory:
 
 
 def of_pictures(
-    model: DiffusionModel, pictures: Sequence[Pixels], prompts: Sequence[str], inversion_steps: int, steps: int, loop: Loop
+    model: DiffusionModel,
+    pictures: Sequence[Pixels],
+    prompts: Sequence[str],
+    inversion_steps: int,
+    steps: int,
+    loop: Loop,
 ) -> list[Trajectory]:
     """Inverts pictures of one size (method.md, section 2).
 

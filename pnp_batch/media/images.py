@@ -7,39 +7,58 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from pnp_batch.errors import ItemError
 
 Pixels = NDArray[np.uint8]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")  # Pillow knows more, some run other programs
 MAX_PIXELS = 134_217_728  # 2**27, a 134-megapixel picture: more than any camera gives, 400 MB as RGB
 MAX_ASPECT = 32
 DECODE_VERSION = 1  # part of every pixel digest: raise it when the same file decodes to other pixels
 
-EXIF_ORIENTATION = 0x0112
 TURNED_BY_EXIF = (5, 6, 7, 8)
+PNG_TAIL = 65536  # bytes at the end of a PNG in which an EXIF chunk after the pixels is looked for
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """Width and height as a person sees it (EXIF rotation applied), from the header alone.
+    """Width and height as a person sees it (EXIF rotation applied), without decoding the pixels.
 
     Raises:
         ItemError: Not a readable picture, or too large.
     """
     with opened(path) as image:
         width, height = image.size
-        return (height, width) if image.getexif().get(EXIF_ORIENTATION) in TURNED_BY_EXIF else (width, height)
+        return (height, width) if _is_turned(image) else (width, height)
+
+
+def _is_turned(image: Image.Image) -> bool:
+    if image.format == "TIFF":
+        return False  # Pillow gives the size of a TIFF as it will be once it is upright
+    late_exif = image.format == "PNG" and b"eXIf" in _tail_of(image)
+    exif = image.getexif() if late_exif or image.format != "PNG" else Image.Image.getexif(image)  # PNG's own decodes
+    return exif.get(ExifTags.Base.Orientation) in TURNED_BY_EXIF
+
+
+def _tail_of(image: Image.Image) -> bytes:
+    file = image.fp  # type: ignore[attr-defined]
+    place = file.tell()
+    file.seek(max(file.seek(0, io.SEEK_END) - PNG_TAIL, 0))
+    tail: bytes = file.read()
+    file.seek(place)
+    return tail
 
 
 def load_rgb(path: Path, size: tuple[int, int]) -> Pixels:
-    """Decodes a picture of any format Pillow reads to (height, width, 3) uint8 RGB; see `rgb_pixels`.
+    """Decodes a picture of any of `FORMATS`, whatever its suffix, to (height, width, 3) uint8 RGB; see `rgb_pixels`.
 
     Raises:
         ItemError: The file is missing, corrupt, truncated or too large.
@@ -49,7 +68,7 @@ def load_rgb(path: Path, size: tuple[int, int]) -> Pixels:
 
 
 def rgb_pixels(image: Image.Image, size: tuple[int, int]) -> Pixels:
-    """(height, width, 3) uint8 RGB: first frame, upright, transparency over white, resized to `size` (width, height)."""
+    """(height, width, 3) uint8 RGB: first frame, upright, transparency over white, of a `size` (width, height)."""
     rgb = _to_rgb(ImageOps.exif_transpose(image))
     return np.array(rgb if rgb.size == size else rgb.resize(size, Image.Resampling.LANCZOS))
 
@@ -59,22 +78,25 @@ def fitted_size(
 ) -> tuple[int, int]:
     """The width and height to work at, in whole latent cells.
 
-    Both given: exactly those. One given: the other follows from the aspect ratio. None: the area the model was trained on
-    (`model_size` squared) at the picture's own aspect ratio.
+    Both given: exactly those. One given: the other follows from the aspect ratio. None: the area the model was trained
+    on (`model_size` squared) at the picture's own aspect ratio.
 
     Raises:
-        ItemError: A strip so narrow that no model has seen its like.
+        ItemError: A strip so narrow that no model has seen its like, or more pixels than a picture may have.
     """
-    if height and width:
-        return _to_cells(width, cell), _to_cells(height, cell)
-    aspect = picture[0] / picture[1]
-    if not 1 / MAX_ASPECT <= aspect <= MAX_ASPECT:
-        raise ItemError(f"{picture[0]}x{picture[1]} is narrower than 1:{MAX_ASPECT}; give height and width or crop it")
-    if width:
-        return _to_cells(width, cell), _to_cells(width / aspect, cell)
-    if height:
-        return _to_cells(height * aspect, cell), _to_cells(height, cell)
-    return _to_cells(model_size * math.sqrt(aspect), cell), _to_cells(model_size / math.sqrt(aspect), cell)
+    if not height or not width:
+        aspect = picture[0] / picture[1]
+        if not 1 / MAX_ASPECT <= aspect <= MAX_ASPECT:
+            strip = f"{picture[0]}x{picture[1]} is narrower than 1:{MAX_ASPECT}"
+            raise ItemError(f"{strip}; give height and width or crop it")
+        # The side that is given decides the other one; without any, the model's own area does.
+        sides = (width, width / aspect) if width else (height * aspect, height) if height else None
+        wide, high = sides or (model_size * math.sqrt(aspect), model_size / math.sqrt(aspect))
+    else:
+        wide, high = width, height
+    if wide * high > MAX_PIXELS:
+        raise ItemError(f"{round(wide)}x{round(high)} to work at; the limit is {MAX_PIXELS:,} pixels")
+    return _to_cells(wide, cell), _to_cells(high, cell)
 
 
 def encode_png(pixels: Pixels, text: Mapping[str, str] | None = None) -> bytes:
@@ -97,8 +119,10 @@ def opened(path: Path) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # our own limit is checked below; metadata warnings help nobody
-            with Image.open(path) as image:
-                if image.width * image.height > MAX_PIXELS:
+            if path.exists() and not path.is_file():
+                raise ItemError(f"{path}: not an ordinary file")  # opening a pipe would wait for ever
+            with Image.open(path, formats=_formats()) as image:
+                if not 0 < image.width * image.height <= MAX_PIXELS:
                     raise ItemError(f"{path}: {image.width}x{image.height} pixels; the limit is {MAX_PIXELS:,} pixels")
                 yield image
     except ItemError:
@@ -107,9 +131,15 @@ def opened(path: Path) -> Iterator[Image.Image]:
         raise ItemError(f"{path}: no such file") from None
     except Image.DecompressionBombError:
         raise ItemError(f"{path}: too large; the limit is {MAX_PIXELS:,} pixels") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
-        reason = "the file is empty" if path.is_file() and not path.stat().st_size else f"not a readable picture ({error})"
-        raise ItemError(f"{path}: {reason}") from error
+    except Exception as error:  # decoders let all kinds of errors escape when the bytes make no sense
+        empty = path.is_file() and not path.stat().st_size
+        raise ItemError(f"{path}: {'the file is empty' if empty else f'not a readable picture ({error})'}") from error
+
+
+@cache
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -117,7 +147,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return _from_deep_grey(image).convert("RGB")
     if image.mode in _STRAIGHT_ALPHA:
         image = image.convert(_STRAIGHT_ALPHA[image.mode])
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
@@ -129,6 +159,7 @@ _STRAIGHT_ALPHA = {"La": "LA", "RGBa": "RGBA"}  # premultiplied modes convert to
 
 def _from_deep_grey(image: Image.Image) -> Image.Image:
     """16-bit grey scaled to 8 bits (Pillow's own conversion clips it to white); floats are taken as 0 to 1."""
-    values: NDArray[Any] = np.asarray(image).astype(np.float64)
+    values: NDArray[Any] = np.nan_to_num(np.asarray(image).astype(np.float64))
     scaled = values * 255 if image.mode == "F" else values / 257
+    scaled[values == image.info.get("transparency", math.nan)] = 255  # the one grey that a PNG may call transparent
     return Image.fromarray(np.clip(np.round(scaled), 0, 255).astype(np.uint8))

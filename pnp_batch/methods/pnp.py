@@ -68,7 +68,9 @@ def translate(
     """
     timesteps = model.checkpoint.schedule.timesteps(trajectory.shape[1])
     source_texts = model.encode_texts(source_prompts)
-    start = {str(n): trajectory[[target.source for target in batch], 0].to(model.device) for n, batch in enumerate(batches)}
+    start = {
+        str(n): trajectory[[target.source for target in batch], 0].to(model.device) for n, batch in enumerate(batches)
+    }
 
     def step(i: int, state: State) -> None:
         sites = _wanted_sites(model, batches, i)
@@ -95,14 +97,18 @@ def _wanted_sites(model: DiffusionModel, batches: Sequence[Batch], step: int) ->
     return list({site: None for batch in batches for target in batch for site in _sites_of(model, target, step)})
 
 
-def _source_features(model: DiffusionModel, latents: Tensor, timestep: int, texts: Tensor, sites: Sequence[Site]) -> Features:
+def _source_features(
+    model: DiffusionModel, latents: Tensor, timestep: int, texts: Tensor, sites: Sequence[Site]
+) -> Features:
     """The source row: features of all guidance images at one timestep, no deeper than the last wanted site."""
     if not sites:
         return {}
     return read_features(sites, lambda: model.predict(latents.to(model.device), timestep, texts))
 
 
-def _guided_output(model: DiffusionModel, batch: Batch, latents: Tensor, timestep: int, step: int, features: Features) -> Tensor:
+def _guided_output(
+    model: DiffusionModel, batch: Batch, latents: Tensor, timestep: int, step: int, features: Features
+) -> Tensor:
     """The guided prediction for a batch: one UNet pass for each set of targets that inject at the same sites."""
     by_sites: dict[tuple[Site, ...], list[int]] = {}
     for member, target in enumerate(batch):

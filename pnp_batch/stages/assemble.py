@@ -31,7 +31,9 @@ def _export(context: Context, unit: Unit) -> None:
     if not context.outputs.has_file(name):
         pixels = context.store.load(artifact, "result")["image"]
         context.outputs.write_file(name, encode_png(pixels, {"pnp-batch": canonical_json(_settings(unit, artifact))}))
-    context.outputs.add_row({"file_name": name, "source": source.name, **_settings(unit, artifact), **_figures(artifact)})
+    context.outputs.add_row(
+        {"file_name": name, "source": source.name, **_settings(unit, artifact), **_figures(artifact)}
+    )
     context.events.made(STAGE, 1)
 
 

@@ -31,6 +31,8 @@ def run(context: Context, items: Sequence[Item]) -> None:
 
 def _is_needed(item: Item) -> bool:
     """A trajectory is needed while a result of it is missing, and when what lay there turned out to be corrupt."""
+    if item.find() is not None:
+        return False
     return any(unit.find() is None for unit in item.units) or item.context.store.was_corrupt(STAGE, item.key)
 
 
@@ -51,10 +53,14 @@ def _compute(context: Context, group: Group[Item]) -> None:
     loop = CheckpointedLoop(context.checkpoints(STAGE, keys), context.model, context.events.step)
     if job.source.generate:
         specs = [item.job.source.generate for item in batch if item.job.source.generate]
-        made = trajectories.of_prompts(context.model, specs, job.size or (0, 0), job.forward_steps, job.settings.num_inference_steps, loop)
+        made = trajectories.of_prompts(
+            context.model, specs, job.size or (0, 0), job.forward_steps, job.settings.num_inference_steps, loop
+        )
     else:
         pixels = [item.pixels for item in batch]
-        made = trajectories.of_pictures(context.model, pixels, prompts, job.forward_steps, job.settings.num_inference_steps, loop)
+        made = trajectories.of_pictures(
+            context.model, pixels, prompts, job.forward_steps, job.settings.num_inference_steps, loop
+        )
     failed = [item.key for item, trajectory in zip(batch, made, strict=True) if not trajectory.is_finite]
     how = described(context, keys, failed, time.monotonic() - begin)
     for item, trajectory in zip(batch, made, strict=True):

@@ -11,7 +11,7 @@ from typing import Any
 
 from pnp_batch.errors import disk_errors_named
 from pnp_batch.inputs import slug
-from pnp_batch.store.files import write_atomic
+from pnp_batch.store.files import TEMP_PREFIX, remove_stale_temps, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,11 @@ class Outputs:
         """
         with disk_errors_named(f"{name} to {self.root}"):
             write_atomic(self.root / name, data)
+
+    def remove_stale_temporaries(self) -> None:
+        """Removes what killed processes of this machine left half-written."""
+        for pattern in ("", "images/**/", "tracebacks/"):
+            remove_stale_temps(self.root.glob(f"{pattern}{TEMP_PREFIX}*"))
 
     def add_row(self, row: Mapping[str, Any]) -> None:
         """Appends a row to `metadata.jsonl`, unless the file it is about has one."""

@@ -70,7 +70,8 @@ def _compute(context: Context, group: Group[Unit]) -> None:
     sources = _sources(group[0])
     trajectory = torch.stack([torch.from_numpy(_latents(context, item)) for item in sources])
     targets = [
-        [Target(sources.index(u.item), u.translation.prompt, u.translation.settings, *u.layers) for u in batch] for batch in group
+        [Target(sources.index(u.item), u.translation.prompt, u.translation.settings, *u.layers) for u in batch]
+        for batch in group
     ]
     keys = [unit.key for batch in group for unit in batch]
     loop = CheckpointedLoop(context.checkpoints(STAGE, keys), context.model, context.events.step)
@@ -117,7 +118,12 @@ def _about(unit: Unit) -> dict[str, Any]:
     settings = unit.translation.settings
     values = {name: getattr(settings, name) for name in type(settings).model_fields}
     width, height = unit.item.job.size or (None, None)
-    values |= {"width": width, "height": height, "pnp_f_layers": list(unit.layers[0]), "pnp_attn_layers": list(unit.layers[1])}
+    values |= {
+        "width": width,
+        "height": height,
+        "pnp_f_layers": list(unit.layers[0]),
+        "pnp_attn_layers": list(unit.layers[1]),
+    }
     trajectory = unit.item.find()
     errors = ("reconstruction_psnr", "vae_psnr", "reconstruction_mse")
     found = {name: trajectory.meta.get(name) for name in errors} if trajectory else {}

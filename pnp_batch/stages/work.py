@@ -166,6 +166,12 @@ class Unit:
         """Key of its result."""
         return translation_key(self.translation, self.item.key, self.layers)
 
+    @property
+    def result_key(self) -> str:
+        """Key of the artifact that holds its picture: its own, or the one it fell back to."""
+        artifact = self.find()
+        return artifact.key if artifact else self.key
+
     @cached_property
     def id(self) -> str:
         """What it is called in failure lists, whether or not its pixels can be read."""

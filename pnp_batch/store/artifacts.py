@@ -21,7 +21,7 @@ import safetensors
 import safetensors.numpy
 
 from pnp_batch.errors import disk_errors_named
-from pnp_batch.store.files import TEMP_PREFIX, is_stale_temp, temp_name
+from pnp_batch.store.files import TEMP_PREFIX, is_stale_temp, remove_stale_temps, temp_name
 from pnp_batch.store.keys import canonical_json, sha256
 
 log = logging.getLogger(__name__)
@@ -168,16 +168,34 @@ class ArtifactStore:
         """Whether this store object set the artifact aside."""
         return (stage, key) in self.corrupt
 
+    def check(self, stage: str, path: Path) -> bool:
+        """Reads every byte of an artifact; a corrupt one is set aside. Gives whether it is intact."""
+        try:
+            _open(path).verify()
+        except (CorruptArtifact, FileNotFoundError) as error:
+            self.set_aside(path, str(error))
+        return not self.was_corrupt(stage, path.name)
+
+    def garbage(self, used: set[str] | None = None) -> Iterator[Path]:
+        """What can go without losing a result: half-built, corrupt, saved loops; and where `used` is given, other keys."""
+        yield from filter(is_stale_temp, self._temporaries())
+        yield from (path for folder in ("corrupt", "checkpoints") for path in self.root.glob(f"{folder}/*"))
+        if used is not None:
+            yield from (path for _, path in self.all() if path.name not in used)
+
     def remove_stale_temporaries(self) -> None:
         """Removes what killed processes of this machine left half-built."""
-        for path in self.root.glob(f"*/*/{TEMP_PREFIX}*"):
-            if is_stale_temp(path):
-                shutil.rmtree(path, ignore_errors=True)
+        remove_stale_temps(self._temporaries())
+
+    def _temporaries(self) -> Iterator[Path]:
+        """Everything half-built, of this and of other machines."""
+        for pattern in ("*/*", "*"):
+            yield from self.root.glob(f"{pattern}/{TEMP_PREFIX}*")
 
     def all(self) -> Iterator[tuple[str, Path]]:
         """Stage and folder of every artifact."""
         for path in self.root.glob("*/??/*"):
-            if len(path.name) == 64:
+            if len(path.name) == 64 and path.is_dir():  # digests are files of such names
                 yield path.parent.parent.name, path
 
 

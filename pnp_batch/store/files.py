@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 
 TEMP_PREFIX = ".tmp-"
@@ -22,6 +24,13 @@ def is_stale_temp(path: Path) -> bool:
         return False
     host, pid, _ = path.name.removeprefix(TEMP_PREFIX).rsplit("-", 2)
     return host == socket.gethostname() and not _is_alive(int(pid))
+
+
+def remove_stale_temps(paths: Iterable[Path]) -> None:
+    """Removes those of the paths that killed processes of this machine left half-written."""
+    for path in paths:
+        if is_stale_temp(path):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _is_alive(pid: int) -> bool:

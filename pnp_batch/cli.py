@@ -1,0 +1,373 @@
+"""The command line: the verbs, and the only place that turns errors into exit codes.
+
+Nothing heavy is imported at the top: `pnp-batch --help` must answer at once. Each verb imports what it needs.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import signal
+import sys
+import webbrowser
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from pnp_batch.errors import EnvironmentFailure, ManifestError, ModelError, PnpError
+
+if TYPE_CHECKING:
+    from pnp_batch.checkpoint import Checkpoint
+    from pnp_batch.manifest import Manifest
+    from pnp_batch.plan import Plan
+
+OK, SOME_FAILED, WRONG_INPUT, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
+
+app = typer.Typer(
+    name="pnp-batch",
+    help="Translate folders of images by text with Plug-and-Play diffusion features. "
+    "Run it again and it goes on where it stopped.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+store_app = typer.Typer(
+    help="What the artifact store holds, whether it is intact, and how to free space.", no_args_is_help=True
+)
+app.add_typer(store_app, name="store")
+
+ManifestPath = Annotated[Path, typer.Argument(metavar="MANIFEST", help="The YAML manifest.", show_default=False)]
+
+
+def main() -> NoReturn:
+    """Entry point of `pnp-batch`."""
+    app()
+    sys.exit(OK)
+
+
+def _verb(function: Callable[..., int]) -> Callable[..., None]:
+    """Runs a verb and turns what it returns or raises into an exit code."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            code = function(*args, **kwargs)
+        except ManifestError as error:
+            _say(str(error))
+            _say(f"{len(error.problems)} problem{'s' if len(error.problems) > 1 else ''} found; nothing was started")
+            code = WRONG_INPUT
+        except ModelError as error:
+            _say(f"model: {error}")
+            code = WRONG_INPUT
+        except EnvironmentFailure as error:
+            _say(f"stopped: {error}")
+            code = ENVIRONMENT
+        except PnpError as error:
+            _say(f"stopped: {error}")
+            code = SOME_FAILED
+        except KeyboardInterrupt:
+            _say(
+                "\ninterrupted; everything finished so far is kept. Go on with the same command:\n  " + _command_line()
+            )
+            code = INTERRUPTED
+        raise typer.Exit(code)
+
+    return wrapped
+
+
+@app.command()
+@_verb
+def run(
+    manifest: ManifestPath,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, count and estimate; compute nothing.")
+    ] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N guidance images.")] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="Only this stage: invert, translate or assemble.")
+    ] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Only what failed in an earlier run.")] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.")] = False,
+    engine: Annotated[str | None, typer.Option(help="Overrides run.engine.")] = None,
+    devices: Annotated[
+        str | None, typer.Option(help="Overrides run.devices: auto, cpu, cuda, cuda:1 or a number.")
+    ] = None,
+) -> int:
+    """Make every result the manifest names that is not there yet."""
+    from pnp_batch.engines import ENGINES, Run
+    from pnp_batch.monitor import view_for
+    from pnp_batch.stages import STAGES
+
+    loaded = _load(manifest, engine=engine, devices=devices)
+    if only is not None and only not in STAGES:
+        raise typer.BadParameter(f"'{only}' is not a stage; stages are {', '.join(STAGES)}", param_hint="--only")
+    plan = _plan(loaded, limit=limit, retry_failed=retry_failed)
+    if dry_run:
+        return _show_estimate(plan)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    console = _console()
+    stages = (only,) if only else tuple(STAGES)
+    summary = ENGINES[loaded.run.engine](Run(plan, view_for(console), stages, fail_fast))
+    for message in summary.corrupt:
+        _say(message)
+    _say(
+        f"{summary.done} of {summary.translations} results are there ({summary.translated} computed now, {summary.inverted} "
+        f"inversions, {summary.rows} UNet rows, {summary.seconds:.1f} s), {summary.failed} failed"
+    )
+    return _conclude(plan, summary.failed, stages == tuple(STAGES))
+
+
+def _conclude(plan: Plan, failed: int, complete: bool) -> int:
+    """Writes the report and says where everything is."""
+    manifest = plan.manifest
+    if complete:
+        print(f"pictures: {manifest.output / 'images'}")
+        print(f"report:   {_write_report(manifest)}")
+    if failed:
+        _say(f"what failed and why: {manifest.output / 'failures.jsonl'}")
+        _say(f"to try just that again: pnp-batch run {manifest.path} --retry-failed")
+    return SOME_FAILED if failed else OK
+
+
+@app.command()
+@_verb
+def validate(manifest: ManifestPath) -> int:
+    """Check a manifest and everything it names; start nothing."""
+    plan = _plan(_load(manifest))
+    estimate = plan.estimate()
+    print(f"{manifest} is valid: {estimate.translations} results of {estimate.sources} guidance images")
+    return OK
+
+
+@app.command()
+@_verb
+def status(
+    manifest: ManifestPath,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> int:
+    """How far a run is; works from any shell, while it runs and after."""
+    from dataclasses import asdict
+
+    from pnp_batch.monitor import clock
+    from pnp_batch.survey import progress, survey
+
+    plan = _plan(_load(manifest), quiet=True)
+    counts, last = survey(plan, _worker(plan)), progress(plan.manifest.output)
+    if as_json:
+        print(json.dumps({**asdict(counts), "run": last}, indent=1))
+        return OK
+    state = (
+        "never ran"
+        if last is None
+        else f"running (process {last['pid']} on {last['host']})"
+        if last["running"]
+        else "not running"
+    )
+    print(f"{manifest}: {state}")
+    print(f"{'stage':<10} {'done':>9} {'failed':>9} {'left':>9}")
+    print(f"{'invert':<10} {counts.inverted:>9} {'':>9} {counts.sources - counts.inverted:>9}")
+    for stage, done in (("translate", counts.translated), ("assemble", counts.assembled)):
+        print(f"{stage:<10} {done:>9} {counts.failed:>9} {counts.translations - done - counts.failed:>9}")
+    if last is not None:
+        rate = last["rows"] / last["seconds"] if last["seconds"] else 0.0
+        eta = f", ETA {clock(last['eta'])}" if last["running"] else ""
+        print(f"last run: {clock(last['seconds'])}, {last['rows']} UNet rows, {rate:.1f} rows/s{eta}")
+    return OK
+
+
+@app.command()
+@_verb
+def report(
+    manifest: ManifestPath,
+    open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+) -> int:
+    """Write report.html anew from what is there."""
+    path = _write_report(_load(manifest))
+    print(path)
+    if open_it:
+        webbrowser.open(path.as_uri())
+    return OK
+
+
+@app.command()
+@_verb
+def prefetch(manifest: ManifestPath) -> int:
+    """Fetch the model's weights into the cache, before going offline."""
+    checkpoint = _checkpoint(_load(manifest))
+    size = sum(path.stat().st_size for path in checkpoint.weight_files())
+    print(f"{checkpoint.name} is here: {checkpoint.weights} ({size / 1e6:.0f} MB)")
+    return OK
+
+
+@app.command()
+@_verb
+def init(path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("manifest.yaml")) -> int:
+    """Write a starter manifest with every setting explained."""
+    from importlib.resources import files
+
+    if path.exists():
+        raise typer.BadParameter(f"{path} exists; name another file", param_hint="PATH")
+    path.write_text(files("pnp_batch").joinpath("starter.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    print(f"wrote {path}; edit it, then: pnp-batch run {path}")
+    return OK
+
+
+@store_app.command("ls")
+@_verb
+def store_ls(manifest: ManifestPath) -> int:
+    """Artifacts and bytes per stage."""
+    from collections import Counter
+
+    store = _store(manifest)
+    count: Counter[str] = Counter()
+    size: Counter[str] = Counter()
+    for stage, path in store.all():
+        count[stage] += 1
+        size[stage] += sum(file.stat().st_size for file in path.iterdir())
+    print(store.root)
+    for stage in sorted(count):
+        print(f"{stage:<10} {count[stage]:>9} artifacts {size[stage] / 1e6:>10.1f} MB")
+    return OK
+
+
+@store_app.command("verify")
+@_verb
+def store_verify(manifest: ManifestPath) -> int:
+    """Read every byte; what is corrupt is set aside and will be made again by the next run."""
+    store = _store(manifest)
+    total = sum(store.check(stage, path) for stage, path in store.all())
+    for message in store.corrupt.values():
+        _say(message)
+    print(f"{total} artifacts are intact, {len(store.corrupt)} were corrupt")
+    return SOME_FAILED if store.corrupt else OK
+
+
+@store_app.command("gc")
+@_verb
+def store_gc(
+    manifests: Annotated[list[Path], typer.Argument(metavar="MANIFEST...", help="All manifests that use the store.")],
+    unused: Annotated[
+        bool, typer.Option("--unused", help="Also remove artifacts that none of the manifests names.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+) -> int:
+    """Free space: half-built and corrupt artifacts, saved loops, and on request what no manifest names any more."""
+    from pnp_batch.survey import keys_in_use
+
+    loaded = [_load(path) for path in manifests]
+    if len({manifest.store for manifest in loaded}) > 1:
+        raise typer.BadParameter("these manifests do not share one store", param_hint="MANIFEST...")
+    used = {key for manifest in loaded for key in _keys(manifest, keys_in_use)} if unused else None
+    store = _store(manifests[0])
+    garbage = list(store.garbage(used))
+    size = sum(file.stat().st_size for path in garbage for file in ([path] if path.is_file() else path.rglob("*")))
+    for path in garbage if not dry_run else ():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    print(f"{'would free' if dry_run else 'freed'} {size / 1e6:.1f} MB in {len(garbage)} places")
+    return OK
+
+
+def _keys(manifest: Manifest, keys_in_use: Callable[..., Any]) -> Any:
+    plan = _plan(manifest, quiet=True)
+    return keys_in_use(plan, _worker(plan))
+
+
+def _load(path: Path, engine: str | None = None, devices: str | None = None) -> Manifest:
+    from pnp_batch.manifest import load_manifest
+
+    return load_manifest(path).with_run({k: v for k, v in (("engine", engine), ("devices", devices)) if v is not None})
+
+
+def _checkpoint(manifest: Manifest) -> Checkpoint:
+    from pnp_batch.checkpoint import resolve
+
+    try:
+        return resolve(
+            manifest.model, manifest.base, revision=manifest.revision, variant=manifest.variant, config=manifest.config
+        )
+    except ModelError as error:
+        raise ManifestError([manifest.problem(("model",), str(error))]) from error
+
+
+def _plan(manifest: Manifest, limit: int | None = None, retry_failed: bool = False, quiet: bool = False) -> Plan:
+    """Checks everything and gives the plan; prints warnings unless `quiet`."""
+    from pnp_batch.failures import FailureList
+    from pnp_batch.plan import Plan, check
+
+    checkpoint = _checkpoint(manifest)
+    warnings = check(manifest, checkpoint)
+    for message in () if quiet else warnings:
+        _say(f"warning: {message}")
+    only = frozenset(FailureList(manifest).rows) if retry_failed else None
+    return Plan(manifest, checkpoint, limit, only)
+
+
+def _worker(plan: Plan) -> Any:
+    from pnp_batch.runner import Silent, Worker
+
+    return Worker(plan.manifest, plan.checkpoint, Silent())
+
+
+def _store(manifest: Path) -> Any:
+    from pnp_batch.store import ArtifactStore
+
+    return ArtifactStore(_load(manifest).store)
+
+
+def _show_estimate(plan: Plan) -> int:
+    from pnp_batch.monitor import clock
+    from pnp_batch.runner import seconds_per_row_cell
+    from pnp_batch.survey import survey
+
+    worker = _worker(plan)
+    counts = survey(plan, worker)
+    left = counts.left
+    print(f"{counts.translations} results of {counts.sources} guidance images; {counts.translated} are there already")
+    print(f"to compute: {left.translations} results of {left.sources} guidance images")
+    print(
+        f"UNet rows:  {left.rows} ({left.inversion_rows} inversion, {left.source_rows} source, {left.target_rows} target)"
+    )
+    free = shutil.disk_usage(_existing_parent(plan.manifest.store)).free
+    print(f"disk:       {left.disk_bytes / 1e6:.1f} MB at most, {free / 1e6:.0f} MB free")
+    if left.rows:
+        seconds = seconds_per_row_cell(plan, worker) * left.row_cells
+        print(f"time:       about {clock(seconds)} on {worker.context.device} (from one timed UNet pass)")
+    if left.disk_bytes > free:
+        _say("warning: there may not be enough space on the disk")
+    return OK
+
+
+def _existing_parent(path: Path) -> Path:
+    return next(parent for parent in (path, *path.parents) if parent.exists())
+
+
+def _write_report(manifest: Manifest) -> Path:
+    from pnp_batch.failures import FailureList
+    from pnp_batch.report.html import write_report
+    from pnp_batch.stages.outputs import Outputs
+    from pnp_batch.store import ArtifactStore
+
+    failures = list(FailureList(manifest).rows.values())
+    return write_report(manifest.path.name, Outputs(manifest.output), ArtifactStore(manifest.store), failures)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _command_line() -> str:
+    return " ".join(["pnp-batch", *sys.argv[1:]])
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Engine `local`: one worker in this process, on one device. The default."""
+
+from __future__ import annotations
+
+import logging
+
+from pnp_batch.engines.run import Run, StoppedAtFailure, Summary, logged, only_run
+from pnp_batch.failures import FailureList
+from pnp_batch.monitor import Monitor
+from pnp_batch.plan import Estimate, Package, Plan
+from pnp_batch.runner import Worker
+
+log = logging.getLogger(__name__)
+
+
+def run_local(run: Run) -> Summary:
+    """Makes everything a plan names that is not there yet.
+
+    Raises:
+        EnvironmentFailure: The machine failed, or another run works in the folder.
+        StoppedAtFailure: An item failed and `fail_fast` was asked for.
+    """
+    manifest = run.plan.manifest
+    with only_run(manifest.output), logged(manifest.output):
+        monitor = Monitor(run.plan.estimate(), manifest.output, run.view)
+        worker = Worker(manifest, run.plan.checkpoint, monitor)
+        worker.store.remove_stale_temporaries()
+        worker.outputs.remove_stale_temporaries()
+        failures = FailureList(manifest)
+        log.info(
+            "run of %s: %d results of %d sources", manifest.path, monitor.state.translations, monitor.state.sources
+        )
+        try:
+            for package in run.plan.packages():
+                _process(run, worker, package, monitor, failures)
+        finally:
+            monitor.close()
+            failures.finish()
+        return _summary(worker, monitor)
+
+
+def _process(run: Run, worker: Worker, package: Package, monitor: Monitor, failures: FailureList) -> None:
+    units = worker.process(package, run.stages)
+    failed = failures.settle(units)
+    monitor.settled(_rows(run.plan, package), sum(unit.is_done for unit in units), len(failed))
+    for unit in failed:
+        log.error(
+            "%s: '%s' failed at %s: %s", unit.item.job.source.name, unit.translation.prompt, unit.stage, unit.error
+        )
+        monitor.note(f"failed: {unit.item.job.source.name}: {unit.error}")
+        if run.fail_fast:
+            raise StoppedAtFailure(f"{unit.item.job.source.name}: {unit.error}")
+
+
+def _rows(plan: Plan, package: Package) -> int:
+    estimate = Estimate()
+    for job in package.jobs:
+        estimate.add(job, plan.checkpoint)
+    return estimate.rows
+
+
+def _summary(worker: Worker, monitor: Monitor) -> Summary:
+    state = monitor.state
+    log.info(
+        "%d of %d results are there, %d failed, %d UNet rows", state.done, state.translations, state.failed, state.rows
+    )
+    return Summary(
+        sources=state.sources,
+        translations=state.translations,
+        done=state.done,
+        failed=state.failed,
+        inverted=state.inverted,
+        translated=state.translated,
+        rows=state.rows,
+        seconds=state.seconds,
+        corrupt=list(worker.store.corrupt.values()),
+    )

@@ -1,0 +1,109 @@
+"""A run: what was asked for, the lock on its output folder, its log, and how it ended."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from pnp_batch.errors import EnvironmentFailure, PnpError, disk_errors_named
+from pnp_batch.monitor import View
+from pnp_batch.plan import Plan
+from pnp_batch.stages import STAGES
+
+log = logging.getLogger(__name__)
+
+
+class StoppedAtFailure(PnpError):
+    """`--fail-fast`: an item failed, so the run ended."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was asked for.
+
+    Attributes:
+        plan: The work.
+        view: Who shows how it goes.
+        stages: Names of the stages to run.
+        fail_fast: End at the first failure.
+    """
+
+    plan: Plan
+    view: View
+    stages: Sequence[str] = tuple(STAGES)
+    fail_fast: bool = False
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did.
+
+    Attributes:
+        sources: Guidance images in the plan.
+        translations: Results in the plan.
+        done: Results that are there.
+        failed: Results that are not, because of an error.
+        inverted: Trajectories this run made.
+        translated: Results this run computed.
+        exported: Files and rows this run wrote or found.
+        rows: UNet rows this run computed.
+        seconds: Wall time.
+        corrupt: Corrupt artifacts met, one sentence each.
+    """
+
+    sources: int
+    translations: int
+    done: int
+    failed: int
+    inverted: int
+    translated: int
+    rows: int
+    seconds: float
+    corrupt: Sequence[str]
+
+
+@contextmanager
+def only_run(output: Path) -> Iterator[None]:
+    """Holds the lock of an output folder: two runs would compute everything twice (though they would corrupt nothing).
+
+    Raises:
+        EnvironmentFailure: Another run holds it, or the disk is full.
+    """
+    with disk_errors_named(str(output)):
+        output.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(output / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise EnvironmentFailure(
+                f"another run is working in {output}; `pnp-batch status` shows how far it is"
+            ) from None
+        except NotImplementedError:
+            log.warning("the file system of %s has no locks; make sure that only one run works there", output)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def logged(output: Path) -> Iterator[None]:
+    """Appends the package's log to `run.log` within the block."""
+    with disk_errors_named(str(output)):
+        handler = logging.FileHandler(output / "run.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("pnp_batch")
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        handler.close()

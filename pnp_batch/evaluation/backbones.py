@@ -1,0 +1,87 @@
+"""Where the weights of a metric lie: a folder, or a hub id that is cached or can be downloaded. Safetensors only."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from pnp_batch.evaluation.values import Unavailable
+from pnp_batch.store import DigestCache, key_of
+
+PATTERNS = ["*.json", "*.txt", "*.safetensors"]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Weights on this machine.
+
+    Attributes:
+        name: As in the manifest.
+        path: The folder, or the one file.
+        fingerprint: Of all their bytes, for keys.
+    """
+
+    name: str
+    path: Path
+    fingerprint: str
+
+
+def locate(name: str, base: Path, digests: DigestCache) -> Backbone:
+    """Finds weights by what the manifest calls them.
+
+    Args:
+        name: A folder or a `.safetensors` file (relative to `base`), or a hub id.
+        base: The manifest's folder.
+        digests: Cache of file digests.
+
+    Raises:
+        Unavailable: They are not here and cannot be had, or hold no safetensors.
+    """
+    path = base / Path(name).expanduser()
+    if not path.exists():
+        path = _from_hub(name, path)
+    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in (".json", ".txt", ".safetensors"))
+    if not any(file.suffix == ".safetensors" for file in files):
+        raise Unavailable(
+            f"{path} holds no .safetensors file, and nothing else is read (a pickle can run code); convert it with "
+            "transformers: AutoModel.from_pretrained(it).save_pretrained(folder)"
+        )
+    return Backbone(name, path, key_of({file.name: digests.of(file, "bytes", partial(_sha256, file)) for file in files}))
+
+
+def load(backbone: Backbone, loader: Any, **options: Any) -> Any:
+    """Runs a `from_pretrained` of transformers on weights: safetensors only, no network, no remote code.
+
+    Raises:
+        Unavailable: transformers cannot read them.
+    """
+    try:
+        return loader.from_pretrained(backbone.path, local_files_only=True, **options)
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError) as error:
+        raise Unavailable(f"{backbone.name} ({backbone.path}) cannot be loaded: {error}") from error
+
+
+def _from_hub(name: str, path: Path) -> Path:
+    try:
+        return Path(snapshot_download(name, allow_patterns=PATTERNS, local_files_only=True))
+    except HFValidationError:
+        raise Unavailable(f"there is no {path}, and '{name}' is no hub id (owner/name)") from None
+    except (LocalEntryNotFoundError, OSError):
+        pass  # not cached: the network is asked next
+    try:
+        return Path(snapshot_download(name, allow_patterns=PATTERNS))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise Unavailable(
+            f"cannot get the weights '{name}': {str(error).splitlines()[0]}. Run once with network, or name a folder"
+        ) from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,134 @@
+"""What failed: `failures.jsonl`, a traceback file for each, and `failed.yaml`, a manifest of just those items."""
+
+from __future__ import annotations
+
+import json
+import os
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pnp_batch.errors import disk_errors_named
+from pnp_batch.inputs import Source, Translation
+from pnp_batch.manifest import Manifest, Settings
+from pnp_batch.stages.outputs import append_line
+from pnp_batch.stages.work import Unit
+from pnp_batch.store.files import write_atomic
+
+Row = Mapping[str, Any]
+
+
+class FailureList:
+    """The failed results of an output folder. A failure stays listed until its result is there or it fails anew."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.root = manifest.output
+        self.path = self.root / "failures.jsonl"
+        self.rows: dict[str, Row] = {row["id"]: row for row in _read(self.path)}
+
+    def settle(self, units: Iterable[Unit]) -> list[Unit]:
+        """Takes note of how results ended; gives the failed ones back."""
+        failed = []
+        for unit in units:
+            self.rows.pop(unit.id, None)
+            if unit.error is not None:
+                failed.append(unit)
+                self.rows[unit.id] = row = self._row(unit)
+                append_line(self.path, row)  # at once, for `status` and for a run that is killed
+        return failed
+
+    def finish(self) -> None:
+        """Writes both files anew, or removes them where nothing failed."""
+        if not self.rows:
+            self.path.unlink(missing_ok=True)
+            (self.root / "failed.yaml").unlink(missing_ok=True)
+            return
+        with disk_errors_named(str(self.path)):
+            write_atomic(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows.values()))
+            write_atomic(self.root / "failed.yaml", self._as_manifest())
+
+    def _row(self, unit: Unit) -> Row:
+        assert unit.error is not None
+        source = unit.item.job.source
+        place = Path("tracebacks") / f"{unit.id[:16]}.txt"
+        with disk_errors_named(str(self.root / place)):
+            write_atomic(self.root / place, "".join(traceback.format_exception(unit.error)))
+        return {
+            "source": source.name,
+            "prompt": unit.translation.prompt,
+            "stage": unit.stage,
+            "error": str(unit.error) or type(unit.error).__name__,
+            "traceback": place.as_posix(),
+            "id": unit.id,
+            "input": _as_input(source, unit.translation, self.manifest.defaults, self.root),
+        }
+
+    def _as_manifest(self) -> str:
+        manifest, run = self.manifest, self.manifest.run.given()
+        run["store"] = os.path.relpath(manifest.store, self.root)
+        content = {
+            "version": 1,
+            **{key: getattr(manifest, key) for key in ("revision", "variant") if getattr(manifest, key)},
+            "model": _moved(manifest.model, manifest.base, self.root),
+            "output_dir": ".",
+            "defaults": _plain(manifest.defaults.given()),
+            "inputs": _merged([row["input"] for row in self.rows.values()]),
+            "run": run,
+        }
+        if manifest.config:
+            content["config"] = _moved(manifest.config, manifest.base, self.root)
+        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def _read(path: Path) -> list[Row]:
+    """All whole rows; the last row of an item wins."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):  # a kill may tear the last line
+            rows.append(json.loads(line))
+    return rows
+
+
+def _as_input(source: Source, translation: Translation, defaults: Settings, root: Path) -> dict[str, Any]:
+    """A manifest input for one failed result, with paths relative to the output folder and the same output names."""
+    changed = {
+        k: getattr(translation.settings, k)
+        for k in Settings.model_fields
+        if _differs(k, translation.settings, defaults)
+    }
+    prompts = [_plain({"prompt": translation.prompt, **changed})]
+    if source.generate:
+        return {"generate": source.generate.given(), "prompts": prompts}
+    assert source.path is not None
+    tree = source.stem.with_name(source.path.name)
+    anchor = source.path.parents[len(tree.parts) - 1]
+    return {"images": [tree.as_posix()], "root": os.path.relpath(anchor, root), "prompts": prompts}
+
+
+def _differs(key: str, settings: Settings, defaults: Settings) -> bool:
+    return bool(getattr(settings, key) != getattr(defaults, key))
+
+
+def _merged(inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Inputs of one source become one input with several prompts."""
+    merged: dict[str, dict[str, Any]] = {}
+    for each in inputs:
+        name = json.dumps({k: v for k, v in each.items() if k != "prompts"}, sort_keys=True)
+        merged.setdefault(name, {**each, "prompts": []})["prompts"].extend(each["prompts"])
+    return list(merged.values())
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Tuples as lists: YAML's safe dumper knows no tuples."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+def _moved(path: str, base: Path, root: Path) -> str:
+    """A path of the manifest as seen from the output folder; a hub id or a built-in name stays."""
+    return os.path.relpath(base / path, root) if (base / path).exists() else path

@@ -1,0 +1,238 @@
+"""Watching a run: counts, rate and ETA; the progress file that `status` reads; the live view and the plain lines."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from pnp_batch.errors import disk_errors_named
+from pnp_batch.plan import Estimate
+from pnp_batch.store.files import write_atomic
+
+log = logging.getLogger(__name__)
+
+PROGRESS_FILE = "progress.json"
+FILE_SECONDS = 1.0
+LINE_SECONDS = 10.0
+
+
+@dataclass
+class State:
+    """How far a run is.
+
+    Attributes:
+        sources: In the plan.
+        translations: Results in the plan.
+        done: Results that are there.
+        failed: Results that failed.
+        inverted: Trajectories made by this run.
+        translated: Results computed by this run.
+        rows: UNet rows computed by this run.
+        rows_total: UNet rows of the whole plan.
+        rows_settled: UNet rows of the plan that need no more thought: computed, or found done.
+        seconds: Since the run began.
+        eta: Seconds to go, or None while that is not known.
+    """
+
+    sources: int
+    translations: int
+    rows_total: int
+    done: int = 0
+    failed: int = 0
+    inverted: int = 0
+    translated: int = 0
+    rows: int = 0
+    rows_settled: int = 0
+    seconds: float = 0.0
+    eta: float | None = None
+
+    @property
+    def at_least_done(self) -> int:
+        """Results that are there, those of the package in hand included."""
+        return max(self.done, self.translated)
+
+    @property
+    def rate(self) -> float:
+        """UNet rows a second."""
+        return self.rows / self.seconds if self.seconds else 0.0
+
+
+class View(Protocol):
+    """Shows a state."""
+
+    def show(self, state: State) -> None:
+        """Called often; draws what changed."""
+
+    def say(self, message: str) -> None:
+        """A line of its own."""
+
+    def close(self) -> None:
+        """The run is over."""
+
+
+class Monitor:
+    """Collects what the stages report. It is the `Events` of a run."""
+
+    def __init__(self, estimate: Estimate, root: Path, view: View) -> None:
+        self.state = State(estimate.sources, estimate.translations, estimate.rows)
+        self._root, self._view = root, view
+        self._begin = time.monotonic()
+        self._started = time.time()
+        self._computing_began: float | None = None
+        self._written = 0.0
+        self._settled_before = 0
+        self._rows_before = 0
+        self.made_counts: Counter[str] = Counter()
+
+    def step(self, rows: int) -> None:
+        """UNet rows were computed."""
+        self._computing_began = self._computing_began or time.monotonic()
+        self.state.rows += rows
+        self._refresh()
+
+    def made(self, stage: str, count: int) -> None:
+        """A stage made artifacts or files."""
+        self.made_counts[stage] += count
+        self.state.inverted, self.state.translated = self.made_counts["invert"], self.made_counts["translate"]
+        self._refresh()
+
+    def note(self, message: str) -> None:
+        """Something a person should know."""
+        log.info(message)
+        self._view.say(message)
+
+    def settled(self, rows: int, done: int, failed: int) -> None:
+        """A package is over.
+
+        Args:
+            rows: UNet rows that the plan counts for it.
+            done: Its results that are there.
+            failed: Its results that failed.
+        """
+        self._settled_before += rows
+        self._rows_before = self.state.rows
+        self.state.done += done
+        self.state.failed += failed
+        self._refresh()
+
+    def close(self) -> None:
+        """Shows and writes the last state."""
+        try:
+            self._refresh(force=True)
+        finally:
+            self._view.close()
+
+    def _refresh(self, force: bool = False) -> None:
+        state, now = self.state, time.monotonic()
+        state.seconds = now - self._begin
+        in_hand = state.rows - self._rows_before
+        state.rows_settled = min(self._settled_before + in_hand, state.rows_total)
+        if self._computing_began is not None and state.rows:
+            seconds_per_row = (now - self._computing_began) / state.rows
+            state.eta = (state.rows_total - state.rows_settled) * seconds_per_row
+        self._view.show(state)
+        if force or now - self._written >= FILE_SECONDS:
+            self._written = now
+            self._write(ended=force)
+
+    def _write(self, ended: bool) -> None:
+        content = asdict(self.state) | {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "started": self._started,
+            "updated": time.time(),
+            "ended": ended,
+        }
+        with disk_errors_named(str(self._root / PROGRESS_FILE)):
+            write_atomic(self._root / PROGRESS_FILE, json.dumps(content, indent=1) + "\n")
+
+
+def clock(seconds: float | None) -> str:
+    """A duration as h:mm:ss."""
+    if seconds is None:
+        return "-:--:--"
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+
+
+class PlainView:
+    """A line now and then, for logs and pipes."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self._shown = ""
+
+    def show(self, state: State) -> None:
+        """Prints a line every few seconds."""
+        if time.monotonic() - self._last >= LINE_SECONDS:
+            self._print(state)
+
+    def _print(self, state: State) -> None:
+        self._last = time.monotonic()
+        share = state.rows_settled / state.rows_total if state.rows_total else 1.0
+        print(
+            f"{share:4.0%}  {state.at_least_done}/{state.translations} results, {state.inverted} inverted, "
+            f"{state.translated} translated, {state.failed} failed, {state.rate:.1f} UNet rows/s, ETA {clock(state.eta)}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def say(self, message: str) -> None:
+        """Prints a line."""
+        print(message, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Nothing to tidy up."""
+
+
+class LiveView:
+    """Bars that stay in place on a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description:<10}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[about]}"),
+            TimeElapsedColumn(),
+            console=console,
+            refresh_per_second=8,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._progress.start()
+
+    def show(self, state: State) -> None:
+        """Moves the bars."""
+        failed = f"[red]{state.failed} failed[/red]" if state.failed else "0 failed"
+        self._bar("inversions", state.inverted, state.sources, "this run")
+        self._bar("results", state.at_least_done, state.translations, failed)
+        self._bar("UNet rows", state.rows_settled, state.rows_total, f"{state.rate:.1f}/s  ETA {clock(state.eta)}")
+
+    def _bar(self, name: str, completed: int, total: int, about: str) -> None:
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, total=total, about=about)
+        self._progress.update(self._tasks[name], completed=completed, about=about)
+
+    def say(self, message: str) -> None:
+        """Prints a line above the bars."""
+        self._progress.console.print(message, markup=False, highlight=False)
+
+    def close(self) -> None:
+        """Leaves the bars as they are."""
+        self._progress.stop()
+
+
+def view_for(console: Console) -> View:
+    """The live view on a terminal, plain lines elsewhere."""
+    return LiveView(console) if console.is_terminal and not console.is_dumb_terminal else PlainView()

@@ -1,0 +1,284 @@
+"""`report.html`: every source with its reconstruction and its results, on one page that needs nothing else.
+
+Prompts, file names and error messages are other people's text. Jinja escapes all of it, it stands in text and quoted
+attributes only, and the page's Content-Security-Policy runs the one script whose digest it names and loads nothing.
+
+The page is streamed: rows of text are held, pictures are not, so 2,000 results cost the memory of one.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from pnp_batch.errors import ItemError, disk_errors_named
+from pnp_batch.manifest import Settings
+from pnp_batch.media.images import opened
+from pnp_batch.report.thumbnails import Thumbnail, thumbnail, thumbnail_of
+from pnp_batch.stages.outputs import Outputs
+from pnp_batch.store import ArtifactStore
+from pnp_batch.store.artifacts import CorruptArtifact
+from pnp_batch.store.files import temp_name
+
+Row = Mapping[str, Any]
+
+REPORT = "report.html"
+MAX_RESULTS = 5_000  # about 100 MB; a browser does not enjoy more
+WELL_DB, FAIRLY_DB = 1.0, 3.0  # below the VAE alone: 26% more squared error, twice the squared error
+SHOWN_ELSEWHERE = ("file_name", "source", "prompt")
+
+
+def write_report(manifest_name: str, outputs: Outputs, store: ArtifactStore, failures: Sequence[Row]) -> Path:
+    """Writes `report.html` into the output folder, whole or not at all; the same inputs give the same bytes.
+
+    Args:
+        manifest_name: What the page is called.
+        outputs: The run's folder: its rows and its pictures.
+        store: Where the sources and their reconstructions are; what is missing there is said on the page.
+        failures: Rows with `source`, `prompt`, `stage`, `error` and `traceback` (text, or the path of a file).
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        EnvironmentFailure: The disk is full or read-only.
+    """
+    stream = _template().stream(_page(manifest_name, outputs, store, failures))
+    target = outputs.root / REPORT
+    temporary = target.with_name(temp_name())
+    with disk_errors_named(str(target)):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                # A file name that is not UTF-8 comes as lone surrogates, which UTF-8 cannot say.
+                stream.dump(file, encoding="utf-8", errors="backslashreplace")
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    return target
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How well a source was inverted.
+
+    Attributes:
+        level: `good`, `fair`, `poor` or `none`.
+        word: For the badge.
+        reason: The figures behind it, as a sentence.
+    """
+
+    level: str
+    word: str
+    reason: str
+
+
+def verdict(psnr: float | None, vae_psnr: float | None) -> Verdict:
+    """Puts the reconstruction's PSNR into words.
+
+    The VAE alone, encoding and decoding, is the best any inversion can reach; the inversion answers only for the rest.
+    """
+    if psnr is None:
+        return Verdict("none", "Not inverted", "Nothing was inverted here, so there is no reconstruction.")
+    if vae_psnr is None:
+        return Verdict("none", "Reconstructed", f"Reconstruction {psnr:.1f} dB.")
+    levels = (("good", "Inverted well", WELL_DB), ("fair", "Inverted fairly well", FAIRLY_DB))
+    found = ((level, word) for level, word, limit in levels if vae_psnr - psnr <= limit)
+    level, word = next(found, ("poor", "Inverted poorly"))
+    return Verdict(level, word, f"Reconstruction {psnr:.1f} dB; the VAE alone, the best possible, {vae_psnr:.1f} dB.")
+
+
+@dataclass(frozen=True)
+class Guide:
+    """The source and its reconstruction, or the reason why they cannot be shown."""
+
+    source: Thumbnail | None = None
+    reconstruction: Thumbnail | None = None
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One result.
+
+    Attributes:
+        prompt: Its prompt.
+        file_name: As in the row.
+        href: Relative address of the full picture, empty where that is missing.
+        picture: None where the picture is missing or cannot be read.
+        settings: Name and value of everything the row says.
+        entry: The result as an entry for the `prompts:` of a manifest.
+    """
+
+    prompt: str
+    file_name: str
+    href: str
+    picture: Thumbnail | None
+    settings: list[tuple[str, str]]
+    entry: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """One source with its results; `tiles` makes one after the other."""
+
+    number: int
+    source: str
+    about: str
+    psnr: float | None
+    verdict: Verdict
+    guide: Guide
+    failures: int
+    count: int
+    tiles: Iterator[Tile]
+
+
+def _page(manifest_name: str, outputs: Outputs, store: ArtifactStore, failures: Sequence[Row]) -> dict[str, Any]:
+    rows = outputs.rows()
+    groups = _grouped(islice(rows, MAX_RESULTS), store)
+    left_out = sum(1 for _ in rows)
+    shown = [row for group in groups.values() for row in group]
+    failed = Counter(str(row.get("source")) for row in failures)
+    script = _asset("report.js")
+    return {
+        "title": manifest_name,
+        "results": len(shown) + left_out,
+        "left_out": left_out,
+        "sources": len({source for source, _ in groups} | set(failed)),
+        "models": list(dict.fromkeys(str(row["model"]) for row in shown if row.get("model"))),
+        "verdicts": Counter(_verdict_of(group).level for group in groups.values()),
+        "cards": _cards(groups, outputs.root, store, failed),
+        "failures": [_failure(row) for row in failures],
+        "style": _asset("report.css"),
+        "script": script,
+        "script_digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    }
+
+
+Groups = dict[tuple[str, str | None], list[Row]]
+
+
+def _grouped(rows: Iterable[Row], store: ArtifactStore) -> Groups:
+    """Rows by source and trajectory: the same file at other inversion settings has another reconstruction."""
+    groups: Groups = {}
+    for row in rows:
+        artifact = store.find("translate", str(row.get("key")))
+        trajectory = artifact.meta.get("trajectory") if artifact else None
+        groups.setdefault((str(row.get("source")), trajectory), []).append(row)
+    return groups
+
+
+def _cards(groups: Groups, root: Path, store: ArtifactStore, failed: Mapping[str, int]) -> Iterator[Card]:
+    for number, ((source, trajectory), rows) in enumerate(groups.items(), 1):
+        yield Card(
+            number=number,
+            source=source,
+            about=_about(rows[0]),
+            psnr=rows[0].get("reconstruction_psnr"),
+            verdict=_verdict_of(rows),
+            guide=_guide(store, trajectory, is_inverted=rows[0].get("reconstruction_psnr") is not None),
+            failures=failed.get(source, 0),
+            count=len(rows),
+            tiles=(_tile(row, root) for row in rows),
+        )
+
+
+def _verdict_of(rows: Sequence[Row]) -> Verdict:
+    return verdict(rows[0].get("reconstruction_psnr"), rows[0].get("vae_psnr"))
+
+
+def _about(row: Row) -> str:
+    size = f"{row['width']} \N{MULTIPLICATION SIGN} {row['height']}" if row.get("width") and row.get("height") else ""
+    is_inverted = row.get("reconstruction_psnr") is not None and row.get("num_inversion_steps")
+    return " · ".join(filter(None, (size, f"{row['num_inversion_steps']} inversion steps" if is_inverted else "")))
+
+
+def _guide(store: ArtifactStore, trajectory: str | None, is_inverted: bool) -> Guide:
+    if trajectory is None:
+        return Guide(
+            missing="The store no longer holds what this was made from, so source and reconstruction cannot be shown."
+        )
+    artifact = store.find("invert", trajectory)
+    if artifact is None:
+        return Guide(missing="The store no longer holds the inversion, so source and reconstruction cannot be shown.")
+    try:
+        preview = store.load(artifact, "preview")
+        source, reconstruction = thumbnail_of(preview["source"]), thumbnail_of(preview["reconstruction"])
+    except (CorruptArtifact, KeyError):
+        return Guide(missing="The stored inversion is damaged, so source and reconstruction cannot be shown.")
+    return Guide(source, reconstruction if is_inverted else None)
+
+
+def _tile(row: Row, root: Path) -> Tile:
+    name = str(row.get("file_name"))
+    picture = _picture(root, name)
+    return Tile(
+        prompt=str(row.get("prompt")),
+        file_name=name,
+        href=f"./{quote(name, errors='surrogateescape')}" if picture else "",
+        picture=picture,
+        settings=[(key, _worded(value)) for key, value in row.items() if key not in SHOWN_ELSEWHERE],
+        entry=_entry(row),
+    )
+
+
+def _picture(root: Path, name: str) -> Thumbnail | None:
+    """The picture, unless it is missing, unreadable or outside the output folder."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        return None
+    try:
+        with opened(root / path) as image:
+            return thumbnail(image)
+    except ItemError:
+        return None
+
+
+def _entry(row: Row) -> str:
+    """JSON in one line, which YAML reads as well."""
+    names = ("prompt", *Settings.model_fields)
+    return "- " + json.dumps({name: row[name] for name in names if row.get(name) is not None}, ensure_ascii=False)
+
+
+def _worded(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_worded(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_worded, value))
+    return "none" if value is None or value == "" else str(value)
+
+
+def _failure(row: Row) -> dict[str, str]:
+    names = ("source", "prompt", "stage", "error", "traceback")
+    return {name: "" if row.get(name) is None else str(row[name]) for name in names}
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("pnp_batch.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2")
+
+
+@cache
+def _asset(name: str) -> Markup:
+    """Our own style sheet or script, which goes into the page as it is."""
+    return Markup((Path(__file__).parent / "templates" / name).read_text(encoding="utf-8"))

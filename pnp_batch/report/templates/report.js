@@ -1,0 +1,213 @@
+"use strict";
+(() => {
+  const $ = (selector, root = document) => root.querySelector(selector);
+  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+  const text = (selector, root) => $(selector, root)?.textContent.toLowerCase() ?? "";
+  const alphabet = new Intl.Collator(undefined, { numeric: true });
+
+  const cards = all(".card").map((element, order) => ({
+    element,
+    order,
+    level: element.dataset.level,
+    psnr: element.dataset.psnr === undefined ? null : Number(element.dataset.psnr),
+    list: $(".tiles", element),
+    tiles: all(".tile", element).map((tile, order) => ({
+      element: tile,
+      order,
+      prompt: text(".prompt", tile),
+      words: `${text(".prompt", tile)} ${text(".name", element)}`,
+    })),
+  }));
+  const failures = all(".failure").map((element) => ({ element, words: element.textContent.toLowerCase() }));
+  const results = cards.reduce((sum, card) => sum + card.tiles.length, 0);
+
+  // Filter ---------------------------------------------------------------------------------------------------------
+
+  const tools = $("#tools");
+  const number = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
+
+  function show(items, matches) {
+    let shown = 0;
+    for (const item of items) {
+      item.element.hidden = !matches(item);
+      if (!item.element.hidden) shown += 1;
+    }
+    return shown;
+  }
+
+  function filter() {
+    const wanted = $("#text").value.toLowerCase().split(/\s+/).filter(Boolean);
+    const level = $("#level").value;
+    const status = $("input[name=status]:checked", tools).value;
+    const matches = (item) => wanted.every((word) => item.words.includes(word));
+
+    let done = 0;
+    show(cards, (card) => {
+      if (status === "failed" || (level && card.level !== level)) return false;
+      const shown = show(card.tiles, matches);
+      done += shown;
+      return shown > 0;
+    });
+    const failed = show(failures, (failure) => status !== "done" && !level && matches(failure));
+    const section = $("#failures");
+    if (section) {
+      section.hidden = failed === 0;
+      if (status === "failed") $("details", section).open = true;
+    }
+    const parts = [];
+    if (status !== "failed") {
+      parts.push(done === results ? number(done, "result") : `${done.toLocaleString("en")} of ${number(results, "result")}`);
+    }
+    if (failures.length && status !== "done") parts.push(number(failed, "failure"));
+    $("#count").textContent = parts.join(" · ");
+    $("#nothing").hidden = done + failed > 0 || results + failures.length === 0;
+  }
+
+  // Sort -----------------------------------------------------------------------------------------------------------
+
+  const byOrder = (a, b) => a.order - b.order;
+  const byPrompt = (a, b) => alphabet.compare(a.prompt, b.prompt) || byOrder(a, b);
+  // What was not inverted has no figure and comes last either way.
+  const byPsnr = (sign) => (a, b) =>
+    (a.psnr === null) - (b.psnr === null) || sign * (a.psnr - b.psnr) || byOrder(a, b);
+  const orders = {
+    order: byOrder,
+    worst: byPsnr(1),
+    best: byPsnr(-1),
+    prompt: (a, b) => alphabet.compare(a.tiles[0]?.prompt, b.tiles[0]?.prompt) || byOrder(a, b),
+  };
+
+  function sort() {
+    const wanted = $("#sort").value;
+    for (const card of cards) {
+      card.tiles.sort(wanted === "prompt" ? byPrompt : byOrder);
+      if (card.tiles.length > 1) card.list.append(...card.tiles.map((tile) => tile.element));
+    }
+    cards.sort(orders[wanted]);
+    $("#cards").append(...cards.map((card) => card.element));
+  }
+
+  let timer;
+  $("#text").addEventListener("input", () => {
+    clearTimeout(timer);
+    timer = setTimeout(filter, 120);
+  });
+  tools.addEventListener("change", (event) => {
+    if (event.target.id === "sort") sort();
+    else filter();
+  });
+  tools.addEventListener("submit", (event) => event.preventDefault());
+  $("#clear").addEventListener("click", () => {
+    const order = $("#sort").value;
+    tools.reset();
+    $("#sort").value = order;
+    filter();
+    $("#text").focus();
+  });
+  document.addEventListener("click", (event) => {
+    if (!event.target.closest("a[href='#failures']")) return;
+    tools.reset();
+    $("#sort").dispatchEvent(new Event("change", { bubbles: true }));
+    filter();
+    $("#failures details").open = true;
+  });
+
+  // Compare --------------------------------------------------------------------------------------------------------
+
+  const dialog = $("#compare");
+  const stage = $(".stage", dialog);
+  const cut = $("#cut");
+  let current = null;
+
+  const comparable = () =>
+    cards.flatMap((card) => (card.element.hidden ? [] : card.tiles))
+      .filter((tile) => !tile.element.hidden && $(".compare", tile.element))
+      .map((tile) => tile.element);
+
+  function copy(from, to) {
+    to.src = from.src;
+    to.className = from.className;
+    to.alt = from.alt;
+  }
+
+  function slide() {
+    stage.style.setProperty("--cut", `${cut.value}%`);
+    cut.setAttribute("aria-valuetext", `${cut.value}% ${$("#before-tag").textContent.toLowerCase()}, the rest result`);
+  }
+
+  function compare(tile) {
+    current = tile;
+    const card = tile.closest(".card");
+    const result = $(".frame img", tile);
+    const reconstruction = $(".reconstruction img", card);
+    const choices = all("input", $("#against"));
+    choices[1].disabled = !reconstruction;
+    if (!reconstruction) choices[0].checked = true;
+    const against = choices[1].checked ? reconstruction : $(".source img", card);
+    copy(result, $("#after"));
+    copy(against, $("#before"));
+    $("#before-tag").textContent = choices[1].checked ? "Reconstruction" : "Source";
+    stage.style.setProperty("--aspect", result.getAttribute("width") / result.getAttribute("height"));
+    $("#compare-prompt").textContent = $(".prompt", tile).textContent;
+    $("#compare-source").textContent = $(".name", card).textContent;
+    const tiles = comparable();
+    const index = tiles.indexOf(tile);
+    $("#place").textContent = `${index + 1} of ${tiles.length}`;
+    slide();
+  }
+
+  function move(step) {
+    const tiles = comparable();
+    compare(tiles[(tiles.indexOf(current) + step + tiles.length) % tiles.length]);
+  }
+
+  $("#cards").addEventListener("click", (event) => {
+    const button = event.target.closest(".compare");
+    if (!button) return;
+    cut.value = 50;
+    compare(button.closest(".tile"));
+    dialog.showModal();
+    cut.focus({ preventScroll: true });
+  });
+  cut.addEventListener("input", slide);
+  $("#against").addEventListener("change", () => compare(current));
+  $("#previous").addEventListener("click", () => move(-1));
+  $("#next").addEventListener("click", () => move(1));
+  $("#close").addEventListener("click", () => dialog.close());
+  dialog.addEventListener("click", (event) => {
+    if (event.target === dialog) dialog.close(); // the backdrop
+  });
+  dialog.addEventListener("close", () => {
+    $(".compare", current)?.focus(); // where the person got to, not where they began
+    for (const image of all("img", stage)) image.removeAttribute("src");
+  });
+
+  // Copy settings --------------------------------------------------------------------------------------------------
+
+  async function toClipboard(value) {
+    try {
+      await navigator.clipboard.writeText(value);
+    } catch {
+      const area = document.createElement("textarea"); // browsers that keep the clipboard from file: pages
+      area.value = value;
+      document.body.append(area);
+      area.select();
+      document.execCommand("copy");
+      area.remove();
+    }
+  }
+
+  for (const button of all(".copy")) button.hidden = false;
+  $("#cards").addEventListener("click", async (event) => {
+    const button = event.target.closest(".copy");
+    if (!button) return;
+    await toClipboard(button.dataset.copy);
+    const words = button.textContent;
+    button.textContent = "Copied";
+    setTimeout(() => (button.textContent = words), 1500);
+  });
+
+  sort(); // a browser may have kept the choices over a reload
+  filter();
+  tools.hidden = false;
+})();

@@ -1,0 +1,119 @@
+"""Real kills of real processes: whatever the moment, a finished run has the bytes of an undisturbed one."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import pytest
+from running import Project, start
+
+INPUTS = [{"prompts": ["a bronze statue", "a pink toy", "a marble bust"]} for _ in range(3)]
+CHECKPOINT_AT_EVERY_STEP = {"checkpoint_seconds": 0, "batch_size": 4}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return make(tmp_path / "disturbed")
+
+
+def make(folder: Path) -> Project:
+    folder.mkdir()
+    project = Project(folder)
+    inputs = [{"image": project.picture(f"{i}.png", i)} | each for i, each in enumerate(INPUTS)]
+    return project.write(inputs, defaults={"num_inversion_steps": 50}, run=CHECKPOINT_AT_EVERY_STEP)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = make(tmp_path_factory.mktemp("kill") / "undisturbed")
+    process = start(project)
+    process.join()
+    assert process.exitcode == 0
+    return project
+
+
+def footprint(project: Project) -> set[str]:
+    """Everything below the output folder: it changes with every checkpoint, artifact and picture."""
+    return {f"{p}{p.stat().st_mtime_ns}" for p in project.output.rglob("*") if p.is_file() and p.name != "progress.json"}
+
+
+def wait_for_changes(project: Project, process: ForkServerProcess, count: int) -> bool:
+    """Waits until so many files changed; False if the process ended before."""
+    before = footprint(project)
+    while process.is_alive():
+        try:
+            if len(footprint(project) - before) >= count:
+                return True
+        except FileNotFoundError:
+            continue  # it was renamed between the listing and the look
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [1, 3, 7, 12, 20])
+def test_killed_at_many_moments_and_finished_the_bytes_are_those_of_an_undisturbed_run(
+    project: Project, undisturbed: Project, changes: int
+) -> None:
+    exits = []
+    while not exits or exits[-1] != 0:
+        process = start(project)
+        if len(exits) < 25 and wait_for_changes(project, process, changes):
+            process.kill()
+        process.join()
+        exits.append(process.exitcode)
+        assert exits[-1] in (0, -signal.SIGKILL)
+    assert exits.count(-signal.SIGKILL) >= 2
+    assert project.pictures() == undisturbed.pictures()
+    assert project.tensors() == undisturbed.tensors()
+    assert [row["file_name"] for row in project.rows()] == [row["file_name"] for row in undisturbed.rows()]
+    assert not list(project.output.rglob(".tmp-*")) and not list(project.store.glob("checkpoints/*"))
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_how_to_go_on_and_status_works_meanwhile(project: Project) -> None:
+    command = [sys.executable, "-m", "pnp_batch.cli"]
+    project.write([{"image": "0.png", "prompts": ["a toy"]}], defaults={"num_inversion_steps": 999, "height": 256, "width": 256})
+    process = subprocess.Popen([*command, "run", str(project.manifest)], stderr=subprocess.PIPE, text=True)
+    while not (project.output / "progress.json").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    assert "running (process" in project.pnp("status")
+    assert "another run is working" in project.pnp("run", code=3)
+    process.send_signal(signal.SIGINT)
+    _, printed = process.communicate()
+    assert process.returncode == 130
+    assert "run" in printed and str(project.manifest) in printed and "Go on" in printed
+    assert "not running" in project.pnp("status")
+
+
+def small_disk(folder: Path, megabytes: int) -> None:
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"NO TMPFS HERE, A FULL DISK IS NOT TESTED: {mounted.stderr.decode()}")
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_with_a_clear_message_and_an_intact_store(project: Project, undisturbed: Project) -> None:
+    small_disk(project.output, 2)
+    try:
+        project.write(
+            [{"image": f"{i}.png"} | each for i, each in enumerate(INPUTS)],
+            defaults={"num_inversion_steps": 50},
+            run=CHECKPOINT_AT_EVERY_STEP,
+        )
+        (project.output / "ballast").write_bytes(bytes(2 * 2**20 - 150_000))
+        printed = project.pnp("run", code=3)
+        assert "No space left" in printed and "run the same command again" in printed
+        assert not [p for p in project.output.rglob(".tmp-*")]
+        assert "0 were corrupt" in project.pnp("store verify")
+        (project.output / "ballast").unlink()
+        project.pnp("run")
+        assert project.pictures() == undisturbed.pictures()
+    finally:
+        subprocess.run(["umount", "-l", str(project.output)], check=True)

@@ -1,0 +1,299 @@
+"""The whole line on a tiny model: what is computed, what is not, and that the bytes never depend on it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from running import Project
+
+PROMPTS = ["a bronze statue", "a pink toy"]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+@pytest.fixture
+def done(project: Project) -> Project:
+    """Two pictures, two prompts each, finished."""
+    project.write([{"image": project.picture(f"{name}.png", seed)} | {"prompts": [*PROMPTS]} for seed, name in enumerate("ab")])
+    project.pnp("run")
+    return project
+
+
+def rewrite(project: Project, **defaults: object) -> None:
+    content = yaml.safe_load(project.manifest.read_text())
+    content["defaults"] |= defaults
+    project.manifest.write_text(yaml.safe_dump(content))
+
+
+def add_prompt(project: Project, prompt: object) -> None:
+    content = yaml.safe_load(project.manifest.read_text())
+    for each in content["inputs"]:
+        each["prompts"].append(prompt)
+    project.manifest.write_text(yaml.safe_dump(content))
+
+
+def test_outputs_are_as_designed(done: Project) -> None:
+    rows = done.rows()
+    assert [row["prompt"] for row in rows] == PROMPTS * 2
+    for row in rows:
+        assert row["file_name"].startswith(f"images/{Path(row['source']).stem}--")
+        assert row["key"][:10] in row["file_name"]
+        with Image.open(done.output / row["file_name"]) as picture:
+            settings = json.loads(picture.text["pnp-batch"])
+        assert settings["prompt"] == row["prompt"] and settings["key"] == row["key"] and settings["guidance_scale"] == 5.0
+        assert row["reconstruction_psnr"] <= row["vae_psnr"] + 1
+    assert len({row["key"] for row in rows}) == 4
+    assert (done.output / "report.html").is_file() and (done.output / "run.log").is_file()
+    assert not (done.output / "failures.jsonl").exists() and not (done.output / "failed.yaml").exists()
+
+
+def test_a_finished_run_repeated_computes_nothing_and_changes_no_byte(done: Project) -> None:
+    before = {p: p.read_bytes() for p in done.output.rglob("*") if p.is_file() and p.name not in ("progress.json", "run.log")}
+    assert "0 UNet rows" in done.pnp("run")
+    assert before == {p: p.read_bytes() for p in before}
+    assert "loaded" not in (done.output / "run.log").read_text().rsplit("run of", 1)[1]
+
+
+def test_an_added_prompt_computes_only_itself(done: Project) -> None:
+    add_prompt(done, "a marble bust")
+    done.pnp("run")
+    # 4 source steps (f: int(5 * 0.8)) of both pictures, and 2 guidance rows in 5 steps of both.
+    assert done.progress()["rows"] == 2 * 4 + 2 * 2 * 5
+    assert done.progress()["inverted"] == 0
+
+
+def test_changed_thresholds_invert_nothing_again(done: Project) -> None:
+    rewrite(done, pnp_f_t=0.4)
+    done.pnp("run")
+    assert done.progress()["inverted"] == 0 and done.progress()["translated"] == 4
+
+
+def test_source_rows_are_computed_once_for_all_prompts_of_a_picture(project: Project) -> None:
+    prompts = [f"a toy number {i}" for i in range(5)]
+    project.write([{"image": project.picture("a.png"), "prompts": prompts}], run={"batch_size": 2})
+    project.pnp("run")
+    assert project.progress()["rows"] == (9 + 5) + 4 + 5 * 2 * 5  # 9 of the 10 inversion steps reach the noisiest sampling step
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_batch_changes_a_result_by_one_grey_level_at_most(done: Project, batch_size: int, tmp_path: Path) -> None:
+    other = Project(tmp_path / "other")
+    other.folder.mkdir()
+    inputs = [{"image": f"../{name}.png", "prompts": PROMPTS} for name in "ab"]
+    other.write(inputs, run={"batch_size": batch_size})
+    other.pnp("run")
+    for row in done.rows():
+        mine, theirs = (np.asarray(Image.open(p.output / row["file_name"]), np.int16) for p in (done, other))
+        assert np.abs(mine - theirs).max() <= 1
+
+
+def test_a_lost_result_is_made_again_to_the_byte(done: Project) -> None:
+    pictures, tensors = done.pictures(), done.tensors()
+    lost = done.rows()[2]
+    (folder,) = done.store.glob(f"translate/*/{lost['key']}")
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
+    (done.output / lost["file_name"]).unlink()
+    done.pnp("run")
+    assert done.pictures() == pictures and done.tensors() == tensors
+
+
+def test_a_prompt_added_later_keeps_its_batch_when_it_is_lost(done: Project) -> None:
+    add_prompt(done, "a marble bust")
+    done.pnp("run")
+    tensors = done.tensors()
+    lost = next(row for row in done.rows() if row["prompt"] == "a marble bust")
+    (shard,) = done.store.glob(f"translate/*/{lost['key']}/result.safetensors")
+    shard.unlink()
+    done.pnp("run")
+    kept = {name: data for name, data in done.tensors().items() if not name.startswith("corrupt")}
+    assert kept == tensors
+
+
+@pytest.mark.parametrize("stage", ["invert", "translate"])
+def test_a_flipped_byte_is_noticed_reported_and_computed_again(done: Project, stage: str) -> None:
+    tensors = done.tensors()
+    shard = sorted(done.store.glob(f"{stage}/*/*/*.safetensors"))[0]
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(bytes(data))
+    assert f"corrupt {stage} artifact" in done.pnp("run")
+    assert {name: data for name, data in done.tensors().items() if not name.startswith("corrupt")} == tensors
+    assert "corrupt" not in done.pnp("run")
+
+
+def test_silent_rot_is_noticed_when_the_artifact_is_read(done: Project) -> None:
+    """Size and time as published, one bit turned: only the checksum can tell."""
+    import os
+
+    shard = next(p for p in done.store.glob("invert/*/*/trajectory.safetensors"))
+    stat = shard.stat()
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(bytes(data))
+    os.utime(shard, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    add_prompt(done, "a marble bust")
+    assert "corrupt invert artifact" in done.pnp("run")
+    assert len(done.rows()) == 6
+
+
+def test_one_bad_item_never_stops_the_rest(project: Project) -> None:
+    good = project.picture("good.png")
+    (project.folder / "corrupt.png").write_bytes(b"\x89PNG\r\n\x1a\n not really")
+    (project.folder / "empty.png").touch()
+    whole = (project.folder / good).read_bytes()
+    (project.folder / "torn.png").write_bytes(whole[: len(whole) // 2])
+    names = ["corrupt.png", good, "empty.png", "torn.png"]
+    project.write([{"image": name, "prompts": PROMPTS} for name in names])
+    assert "6 failed" in project.pnp("run", code=1)
+    assert {row["source"] for row in project.rows()} == {good}
+    assert {(row["source"], row["prompt"]) for row in project.failures()} == {
+        (name, prompt) for name in names if name != good for prompt in PROMPTS
+    }
+    for row in project.failures():
+        assert row["stage"] and row["error"] and (project.output / row["traceback"]).read_text()
+
+
+def test_failed_yaml_is_a_manifest_of_just_the_failed_items_with_the_same_names(project: Project) -> None:
+    project.picture("photos/sub/good.png")
+    broken = project.folder / "photos/sub/broken.png"
+    broken.write_text("nonsense")
+    project.write([{"images": "photos/", "prompts": [PROMPTS[0], {"prompt": PROMPTS[1], "pnp_f_t": 0.4}]}])
+    project.pnp("run", code=1)
+    project.picture("photos/sub/broken.png", seed=9)
+    from typer.testing import CliRunner
+
+    from pnp_batch.cli import app
+
+    outcome = CliRunner().invoke(app, ["run", str(project.output / "failed.yaml")])
+    assert outcome.exit_code == 0, outcome.output
+    again = {row["file_name"] for row in project.rows()}
+    assert sum(name.startswith("images/sub/broken--") for name in again) == 2
+    project.pnp("run")  # and the original manifest agrees that all is there
+    assert {row["file_name"] for row in project.rows()} == again and project.progress()["rows"] == 0
+
+
+def test_retry_failed_tries_just_those(project: Project) -> None:
+    names = [project.picture("a.png"), "b.png"]
+    (project.folder / "b.png").write_text("nonsense")
+    project.write([{"image": name, "prompts": PROMPTS} for name in names])
+    project.pnp("run", code=1)
+    project.picture("b.png", seed=1)
+    project.pnp("run", "--retry-failed")
+    assert project.progress()["sources"] == 1 and project.progress()["translated"] == 2
+    assert project.failures() == [] and not (project.output / "failed.yaml").exists()
+    assert len(project.rows()) == 4
+
+
+def test_fail_fast_ends_the_run(project: Project) -> None:
+    (project.folder / "broken.png").write_text("nonsense")
+    good = project.picture("good.png")
+    project.write([{"image": name, "prompts": PROMPTS} for name in ("broken.png", good)])
+    assert "stopped" in project.pnp("run", "--fail-fast", code=1)
+    assert not (project.output / "metadata.jsonl").exists()
+
+
+def test_limit_takes_the_first_pictures_and_keeps_later_runs_consistent(project: Project) -> None:
+    project.write([{"image": project.picture(f"{i}.png", i), "prompts": PROMPTS[:1]} for i in range(3)])
+    project.pnp("run", "--limit", "2")
+    assert [row["source"] for row in project.rows()] == ["0.png", "1.png"]
+    project.pnp("run")
+    assert len(project.rows()) == 3
+
+
+def test_dry_run_computes_nothing_and_its_count_is_right(project: Project) -> None:
+    project.write(
+        [
+            {"image": project.picture("a.png"), "prompts": PROMPTS},
+            {"generate": {"prompt": "a horse", "seed": 1}, "prompts": ["a dog"]},
+        ]
+    )
+    printed = project.pnp("run", "--dry-run")
+    assert not (project.output / "metadata.jsonl").exists()
+    counted = int(printed.split("UNet rows:")[1].split()[0])
+    project.pnp("run")
+    assert counted == project.progress()["rows"]
+    assert "to compute: 0 results" in project.pnp("run", "--dry-run")
+
+
+def test_only_a_stage(project: Project) -> None:
+    project.write([{"image": project.picture("a.png"), "prompts": PROMPTS}])
+    project.pnp("run", "--only", "invert")
+    assert project.progress()["inverted"] == 1 and project.progress()["translated"] == 0
+    project.pnp("run", "--only", "translate")
+    assert project.progress()["inverted"] == 0 and project.progress()["translated"] == 2
+    assert not (project.output / "metadata.jsonl").exists()
+    project.pnp("run", "--only", "assemble")
+    assert len(project.rows()) == 2
+    assert "is not a stage" in project.pnp("run", "--only", "nonsense", code=2)
+
+
+def test_status_counts_what_is_there(project: Project) -> None:
+    project.write([{"image": project.picture("a.png"), "prompts": PROMPTS}])
+    assert "never ran" in project.pnp("status")
+    before = json.loads(project.pnp("status", "--json"))
+    assert (before["inverted"], before["translated"]) == (0, 0)
+    project.pnp("run")
+    after = json.loads(project.pnp("status", "--json"))
+    assert (after["inverted"], after["translated"], after["assembled"], after["failed"]) == (1, 2, 2, 0)
+    assert not after["run"]["running"]
+
+
+def test_prompts_that_override_settings_work_side_by_side(project: Project) -> None:
+    prompts = [
+        "a toy",
+        {"prompt": "a toy", "pnp_f_t": 0.2, "pnp_attn_t": 1.0},
+        {"prompt": "a toy", "guidance_scale": 1.0},
+        {"prompt": "a toy", "negative_prompt": "ugly", "negative_alpha": 0.5, "negative_schedule": "linear"},
+        {"prompt": "a toy", "num_inference_steps": 10},
+        {"prompt": "a toy", "pnp_f_layers": [5]},
+        {"prompt": "a toy", "height": 128, "width": 64},
+    ]
+    project.write([{"image": project.picture("a.png"), "prompts": prompts}])
+    project.pnp("run")
+    assert len({data for data in project.pictures().values()}) == len(prompts)
+    assert project.progress()["inverted"] == 3
+    sizes = {Image.open(project.output / row["file_name"]).size for row in project.rows()}
+    assert sizes == {(64, 64), (64, 128)}
+
+
+def test_names_cannot_escape_or_collide(project: Project) -> None:
+    prompts = ["../../etc/passwd", "a/b", "a b", "A  B", "." * 5, "x" * 300, "приве́т мир"]
+    project.write([{"image": project.picture("a.png"), "prompts": prompts}, {"image": project.picture("sub/a.png", 1), "prompts": ["a b"]}])
+    project.pnp("run")
+    names = [row["file_name"] for row in project.rows()]
+    assert len(set(names)) == 8
+    for name in names:
+        assert (project.output / name).resolve().parent == (project.output / "images").resolve()
+    assert not [p for p in project.folder.rglob("*passwd*") if project.output not in p.parents]
+
+
+def test_generated_guidance_pictures(project: Project) -> None:
+    spec = {"prompt": "a horse", "seed": 50, "guidance_scale": 5.0}
+    project.write([{"generate": spec, "prompts": ["a zebra"]}, {"generate": spec | {"seed": 51}, "prompts": ["a zebra"]}])
+    project.pnp("run")
+    assert len(set(project.pictures().values())) == 2
+
+
+def test_a_result_that_is_not_finite_fails_alone(project: Project) -> None:
+    prompts = ["a toy", {"prompt": "a doll", "guidance_scale": 1e38}]
+    project.write([{"image": project.picture("a.png"), "prompts": prompts}])
+    project.pnp("run", code=1)
+    assert [row["prompt"] for row in project.rows()] == ["a toy"]
+    assert "NaN" in project.failures()[0]["error"]
+
+
+def test_python_can_load_the_output_as_an_image_folder(done: Project) -> None:
+    """`datasets` reads metadata.jsonl by these rules: one `file_name` a row, relative, every picture named once."""
+    names = [row["file_name"] for row in done.rows()]
+    assert sorted(names) == sorted(done.pictures())
+    assert {len(row) for row in done.rows()} == {len(done.rows()[0])}

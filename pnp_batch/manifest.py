@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -689,6 +689,7 @@ def _unknown_word(word: Any, expected: str) -> str:
 _MAPPINGS: dict[str, type[_Value]] = {
     "defaults": Settings,
     "run": RunSpec,
+    "evaluation": EvaluationSpec,
     "inputs": InputSpec,
     "generate": GenerateSpec,
     "prompts": PromptSpec,

@@ -71,7 +71,9 @@ def test_killed_at_many_moments_and_finished_the_bytes_are_those_of_an_undisturb
     assert project.pictures() == undisturbed.pictures()
     assert project.tensors() == undisturbed.tensors()
     assert [row["file_name"] for row in project.rows()] == [row["file_name"] for row in undisturbed.rows()]
-    assert not list(project.output.rglob(".tmp-*")) and not list(project.store.glob("checkpoints/*"))
+    assert not list(project.output.rglob(".tmp-*"))
+    project.pnp("store gc")  # a kill between the last publish and the tidying leaves a saved loop behind
+    assert not list(project.store.glob("checkpoints/*")) and project.tensors() == undisturbed.tensors()
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from running import Project
+from running import TINY_SD, Project
 
 PROMPTS = ["a bronze statue", "a pink toy"]
 
@@ -297,3 +297,28 @@ def test_python_can_load_the_output_as_an_image_folder(done: Project) -> None:
     names = [row["file_name"] for row in done.rows()]
     assert sorted(names) == sorted(done.pictures())
     assert {len(row) for row in done.rows()} == {len(done.rows()[0])}
+
+
+@pytest.fixture
+def loud_model(tmp_path: Path) -> Path:
+    """The tiny model with activations that float32 can hold and float16 cannot, as in Stable Diffusion 2.1."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "loud"
+    shutil.copytree(TINY_SD, folder)
+    weights = folder / "unet/diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["conv_in.weight"] *= 1e5
+    save_file(tensors, weights)
+    return folder
+
+
+def test_what_half_precision_turns_to_nan_is_made_in_float32_once_and_for_all(project: Project, loud_model: Path) -> None:
+    project.write([{"image": project.picture("a.png"), "prompts": PROMPTS}], model=str(loud_model), run={"dtype": "float16"})
+    assert "trying float32" in project.pnp("run")
+    assert [row["dtype"] for row in project.rows()] == ["float32"] * 2
+    project.pnp("run")
+    assert project.progress()["rows"] == 0 and len(project.pictures()) == 2
+    assert json.loads(project.pnp("status", "--json"))["assembled"] == 2

@@ -10,6 +10,7 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers.utils import logging as transformers_logging
 
 from pnp_batch.evaluation.values import Unavailable
 from pnp_batch.store import DigestCache, key_of
@@ -46,13 +47,17 @@ def locate(name: str, base: Path, digests: DigestCache) -> Backbone:
     path = base / Path(name).expanduser()
     if not path.exists():
         path = _from_hub(name, path)
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in (".json", ".txt", ".safetensors"))
+    files = (
+        [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in (".json", ".txt", ".safetensors"))
+    )
     if not any(file.suffix == ".safetensors" for file in files):
         raise Unavailable(
             f"{path} holds no .safetensors file, and nothing else is read (a pickle can run code); convert it with "
             "transformers: AutoModel.from_pretrained(it).save_pretrained(folder)"
         )
-    return Backbone(name, path, key_of({file.name: digests.of(file, "bytes", partial(_sha256, file)) for file in files}))
+    return Backbone(
+        name, path, key_of({file.name: digests.of(file, "bytes", partial(_sha256, file)) for file in files})
+    )
 
 
 def load(backbone: Backbone, loader: Any, **options: Any) -> Any:
@@ -61,6 +66,7 @@ def load(backbone: Backbone, loader: Any, **options: Any) -> Any:
     Raises:
         Unavailable: transformers cannot read them.
     """
+    transformers_logging.disable_progress_bar()
     try:
         return loader.from_pretrained(backbone.path, local_files_only=True, **options)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError) as error:
@@ -69,7 +75,9 @@ def load(backbone: Backbone, loader: Any, **options: Any) -> Any:
 
 def _from_hub(name: str, path: Path) -> Path:
     try:
-        return Path(snapshot_download(name, allow_patterns=PATTERNS, local_files_only=True))
+        cached = Path(snapshot_download(name, allow_patterns=PATTERNS, local_files_only=True))
+        if any(cached.glob("*.safetensors")):
+            return cached
     except HFValidationError:
         raise Unavailable(f"there is no {path}, and '{name}' is no hub id (owner/name)") from None
     except (LocalEntryNotFoundError, OSError):

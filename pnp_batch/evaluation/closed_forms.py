@@ -1,7 +1,7 @@
 """MSE, PSNR and SSIM of 8-bit RGB pictures, taken as values in [0, 1]; whole, or within a mask.
 
-Written out here rather than taken from a library because the masked forms need the maps; the tests hold them against
-scikit-image and torchmetrics.
+Written out here rather than taken from torchmetrics, whose SSIM (1.9) averages a border of reflected pixels that scikit-image
+and the original leave out; and the masked forms need the maps. The tests hold everything against both libraries.
 """
 
 from __future__ import annotations

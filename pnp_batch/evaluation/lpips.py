@@ -111,8 +111,8 @@ class LpipsModel(nn.Module):
         x = torch.cat([a, b]) * 2 - 1
         x = (x - x.new_tensor(SHIFT).view(3, 1, 1)) / x.new_tensor(SCALE).view(3, 1, 1)
         total = x.new_zeros(len(a))
-        for number, features in enumerate(self.net.values()):
-            for layer in features.values():
+        for number, features in enumerate(self.net.children()):
+            for layer in features.children():
                 x = layer(x)
             unit = x / (x.square().sum(1, keepdim=True).sqrt() + EPSILON)
             weight = self.get_parameter(f"lin{number}.model.1.weight")

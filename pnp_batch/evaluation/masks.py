@@ -40,8 +40,6 @@ class Masks:
         if self.path.is_file():
             name = _within(source.path, self.path.parent / PIE_FOLDER)
             return _resized(decode_pie(self._pie[name]), size) if name in self._pie else None
-        if not self.path.is_dir():
-            raise Unavailable(f"there are no masks at {self.path}")
         file = self.path / source.stem.with_name(f"{source.stem.name}.png")
         try:
             return load_rgb(file, size).mean(2) > 127 if file.is_file() else None
@@ -89,4 +87,8 @@ def _resized(mask: Mask, size: tuple[int, int]) -> Mask:
 def _within(path: Path | None, folder: Path) -> str:
     """A path relative to a folder, with forward slashes; empty where it lies elsewhere."""
     absolute = path.resolve() if path else None
-    return absolute.relative_to(folder.resolve()).as_posix() if absolute and absolute.is_relative_to(folder.resolve()) else ""
+    return (
+        absolute.relative_to(folder.resolve()).as_posix()
+        if absolute and absolute.is_relative_to(folder.resolve())
+        else ""
+    )

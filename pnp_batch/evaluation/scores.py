@@ -9,10 +9,11 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Any
 
 from pnp_batch.diffusion.model import pick_device
-from pnp_batch.errors import ItemError
+from pnp_batch.errors import ItemError, ManifestError
 from pnp_batch.evaluation.alignment import PixelAlignment
 from pnp_batch.evaluation.backbones import Backbone, locate
 from pnp_batch.evaluation.closed_forms import ClosedForms
@@ -31,21 +32,28 @@ from pnp_batch.store.keys import sha256
 STAGE = "evaluate"
 BATCH = 16  # results computed at once
 
-# What a name in `evaluation.metrics` stands for; of the masked columns only those a mask is known for are filled.
+# What a name in `evaluation.metrics` stands for, and what it adds where the source has a mask.
 COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "psnr": ("psnr", "psnr_outside", "psnr_inside", "psnr_pie"),
-    "mse": ("mse", "mse_outside", "mse_inside", "mse_pie"),
-    "ssim": ("ssim", "ssim_outside", "ssim_inside", "ssim_pie"),
-    "lpips": ("lpips", "lpips_pie"),
+    "psnr": ("psnr",),
+    "mse": ("mse",),
+    "ssim": ("ssim",),
+    "lpips": ("lpips",),
     "structure_distance": ("structure_distance",),
     "structure_distance_pie": ("structure_distance_pie",),
-    "clip_similarity": ("clip_similarity", "clip_similarity_inside"),
+    "clip_similarity": ("clip_similarity",),
     "text_gain": ("text_gain",),
     "alignment": ("shift", "shift_x", "shift_y", "scale"),
     "reconstruction_psnr": ("reconstruction_psnr",),
 }
-MASKED = ("_outside", "_inside", "_pie")
+MASKED: Mapping[str, tuple[str, ...]] = {
+    "psnr": ("psnr_outside", "psnr_inside", "psnr_pie"),
+    "mse": ("mse_outside", "mse_inside", "mse_pie"),
+    "ssim": ("ssim_outside", "ssim_inside", "ssim_pie"),
+    "lpips": ("lpips_pie",),
+    "clip_similarity": ("clip_similarity_inside",),
+}
 GENERATED = "a generated guidance image is not inverted"
+NO_MASK = "evaluation.masks holds none for the source"
 NO_LPIPS = "no weights are named: write `evaluation: {lpips: FILE}`; docs/evaluation.md says how to make the file"
 
 
@@ -76,7 +84,7 @@ class Score:
     def row(self) -> dict[str, Any]:
         """A plain JSON row: every column is there, null where there is no number; `nan` lists those that came out NaN."""
         plain = {name: value if is_number(value) else None for name, value in self.values.items()}
-        always = {columns[0]: None for name, columns in COLUMNS.items() if name != "alignment"}
+        always = dict.fromkeys(column for columns in COLUMNS.values() for column in columns)
         about = {"file_name": self.file_name, "source": self.source, "prompt": self.prompt, "method": self.method}
         rest = {"key": self.key, "hardware": self.hardware, "seconds": self.seconds}
         return about | always | plain | {"nan": [n for n, v in self.values.items() if is_nan(v)]} | rest
@@ -160,8 +168,9 @@ class _Scorer:
 
     def __init__(self, manifest: Manifest, context: Context) -> None:
         self.spec, self.context = manifest.evaluation, context
-        self.masks = Masks(manifest.base / self.spec.masks) if self.spec.masks else None
-        self.wanted = [column for name in self.spec.metrics for column in COLUMNS[name]]
+        self.masks = _masks(manifest)
+        self.masked = [column for name in self.spec.metrics for column in MASKED.get(name, ())]
+        self.wanted = [column for name in self.spec.metrics for column in COLUMNS[name]] + self.masked
         self.unavailable: dict[str, str] = {}
         self.device = pick_device(manifest.run.devices)
         self._base = manifest.base
@@ -203,7 +212,7 @@ class _Scorer:
     def score(self, findings: Sequence[Finding]) -> list[Score]:
         """Scores some results."""
         values: list[dict[str, Value]] = [{} for _ in findings]
-        for metric in self.metrics:
+        for metric in tuple(self.metrics):  # one whose weights turn out unusable leaves the list
             for own, found in zip(values, self._values(metric, findings), strict=True):
                 own |= found
         return [self._score(finding, own) for finding, own in zip(findings, values, strict=True)]
@@ -214,7 +223,7 @@ class _Scorer:
         values |= self.unavailable
         values["reconstruction_psnr"] = GENERATED if psnr is None else float(psnr)
         if self.masks and finding.mask is None:
-            values |= {c: "there is no mask for the source" for c in self.wanted if c.endswith(MASKED) and c not in values}
+            values |= dict.fromkeys(self.masked, NO_MASK)
         outputs = self.context.outputs
         return Score(
             file_name=outputs.name(unit.item.job.source.stem, unit.translation.prompt, finding.artifact.key),
@@ -232,7 +241,7 @@ class _Scorer:
         store = self.context.store
         keys = [finding.key(metric) for finding in findings]
         kept = {key: artifact for key in keys if (artifact := store.find(STAGE, key))}
-        values = {key: _unpacked(artifact.meta["values"]) for key, artifact in kept.items()}
+        values: dict[str, Values] = {key: _unpacked(artifact.meta["values"]) for key, artifact in kept.items()}
         missing = {key: finding for key, finding in zip(keys, findings, strict=True) if key not in values}
         values |= self._computed(metric, missing)
         return [values[key] for key in keys]
@@ -246,7 +255,7 @@ class _Scorer:
             except (CorruptArtifact, ItemError) as error:
                 values[key] = dict.fromkeys(metric.columns, f"a picture cannot be read, run again: {error}")
         try:
-            computed = dict(zip(pairs, metric(list(pairs.values())), strict=True)) if pairs else {}
+            computed, failed = _attempt(metric, pairs)
         except Unavailable as error:  # the weights are there, but not what they should be
             self.metrics.remove(metric)
             self.unavailable |= dict.fromkeys(metric.columns, str(error))
@@ -254,7 +263,34 @@ class _Scorer:
         for key, row in computed.items():
             meta = {"metric": metric.name, "result": findings[key].artifact.key, "values": _packed(row)}
             self.context.store.publish(STAGE, key, {}, meta)
-        return values | computed
+        return values | computed | failed
+
+
+def _attempt(metric: Metric, pairs: Mapping[str, Pair]) -> tuple[dict[str, Values], dict[str, Values]]:
+    """What could be computed, and why the rest could not; a batch that fails (mostly for memory) is taken apart."""
+    if not pairs:
+        return {}, {}
+    try:
+        return dict(zip(pairs, metric(list(pairs.values())), strict=True)), {}
+    except RuntimeError as error:
+        if len(pairs) == 1:
+            return {}, dict.fromkeys(pairs, dict.fromkeys(metric.columns, f"failed: {error}"))
+    computed: dict[str, Values] = {}
+    failed: dict[str, Values] = {}
+    for key, pair in pairs.items():
+        done, lost = _attempt(metric, {key: pair})
+        computed, failed = computed | done, failed | lost
+    return computed, failed
+
+
+def _masks(manifest: Manifest) -> Masks | None:
+    if manifest.evaluation.masks is None:
+        return None
+    path = manifest.base / Path(manifest.evaluation.masks).expanduser()
+    if not path.exists():
+        problem = manifest.problem(("evaluation", "masks"), f"no such folder or mapping file: {path}")
+        raise ManifestError([problem])
+    return Masks(path)
 
 
 def _packed(values: Values) -> dict[str, Value | None]:

@@ -25,7 +25,9 @@ class TextImageModel:
     def __init__(self, backbone: Backbone, device: torch.device) -> None:
         self.model = load(backbone, AutoModel, use_safetensors=True).to(device).eval()
         if not hasattr(self.model, "get_text_features"):
-            raise Unavailable(f"{backbone.name}: {type(self.model).__name__} has no text features; a CLIP model is needed")
+            raise Unavailable(
+                f"{backbone.name}: {type(self.model).__name__} has no text features; a CLIP model is needed"
+            )
         self.processor = load(backbone, AutoImageProcessor, backend="pil")
         self.tokenizer = load(backbone, AutoTokenizer)
         self.device = device

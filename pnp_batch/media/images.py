@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import stat
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -84,19 +85,23 @@ def fitted_size(
     Raises:
         ItemError: A strip so narrow that no model has seen its like, or more pixels than a picture may have.
     """
-    if not height or not width:
-        aspect = picture[0] / picture[1]
-        if not 1 / MAX_ASPECT <= aspect <= MAX_ASPECT:
-            strip = f"{picture[0]}x{picture[1]} is narrower than 1:{MAX_ASPECT}"
-            raise ItemError(f"{strip}; give height and width or crop it")
-        # The side that is given decides the other one; without any, the model's own area does.
-        sides = (width, width / aspect) if width else (height * aspect, height) if height else None
-        wide, high = sides or (model_size * math.sqrt(aspect), model_size / math.sqrt(aspect))
-    else:
-        wide, high = width, height
+    wide, high = (width, height) if height and width else _sides_in_proportion(picture, height, width, model_size)
     if wide * high > MAX_PIXELS:
         raise ItemError(f"{round(wide)}x{round(high)} to work at; the limit is {MAX_PIXELS:,} pixels")
     return _to_cells(wide, cell), _to_cells(high, cell)
+
+
+def _sides_in_proportion(
+    picture: tuple[int, int], height: int | None, width: int | None, model_size: int
+) -> tuple[float, float]:
+    aspect = picture[0] / picture[1]
+    if not 1 / MAX_ASPECT <= aspect <= MAX_ASPECT:
+        raise ItemError(f"{picture[0]}x{picture[1]} is narrower than 1:{MAX_ASPECT}; give height and width or crop it")
+    if width:
+        return width, width / aspect
+    if height:
+        return height * aspect, height
+    return model_size * math.sqrt(aspect), model_size / math.sqrt(aspect)
 
 
 def encode_png(pixels: Pixels, text: Mapping[str, str] | None = None) -> bytes:
@@ -119,8 +124,11 @@ def opened(path: Path) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # our own limit is checked below; metadata warnings help nobody
-            if path.exists() and not path.is_file():
+            found = path.stat()
+            if not stat.S_ISREG(found.st_mode):
                 raise ItemError(f"{path}: not an ordinary file")  # opening a pipe would wait for ever
+            if not found.st_size:
+                raise ItemError(f"{path}: the file is empty")
             with Image.open(path, formats=_formats()) as image:
                 if not 0 < image.width * image.height <= MAX_PIXELS:
                     raise ItemError(f"{path}: {image.width}x{image.height} pixels; the limit is {MAX_PIXELS:,} pixels")
@@ -132,8 +140,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
     except Image.DecompressionBombError:
         raise ItemError(f"{path}: too large; the limit is {MAX_PIXELS:,} pixels") from None
     except Exception as error:  # decoders let all kinds of errors escape when the bytes make no sense
-        empty = path.is_file() and not path.stat().st_size
-        raise ItemError(f"{path}: {'the file is empty' if empty else f'not a readable picture ({error})'}") from error
+        raise ItemError(f"{path}: not a readable picture ({error})") from error
 
 
 @cache

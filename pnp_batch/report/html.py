@@ -37,7 +37,8 @@ Row = Mapping[str, Any]
 REPORT = "report.html"
 MAX_RESULTS = 5_000  # about 100 MB; a browser does not enjoy more
 WELL_DB, FAIRLY_DB = 1.0, 3.0  # below the VAE alone: 26% more squared error, twice the squared error
-SHOWN_ELSEWHERE = ("file_name", "source", "prompt")
+SHOWN_ELSEWHERE = ("source", "prompt")
+LONG_VALUE = 28  # characters
 
 
 def write_report(manifest_name: str, outputs: Outputs, store: ArtifactStore, failures: Sequence[Row]) -> Path:
@@ -111,23 +112,34 @@ class Guide:
 
 
 @dataclass(frozen=True)
+class Setting:
+    """A name and a value in words; a long value gets a line of its own."""
+
+    name: str
+    value: str
+
+    @property
+    def is_long(self) -> bool:
+        """Whether the value is wider than a column."""
+        return len(self.value) > LONG_VALUE
+
+
+@dataclass(frozen=True)
 class Tile:
     """One result.
 
     Attributes:
         prompt: Its prompt.
-        file_name: As in the row.
         href: Relative address of the full picture, empty where that is missing.
         picture: None where the picture is missing or cannot be read.
-        settings: Name and value of everything the row says.
+        settings: Everything else the row says, long values last.
         entry: The result as an entry for the `prompts:` of a manifest.
     """
 
     prompt: str
-    file_name: str
     href: str
     picture: Thumbnail | None
-    settings: list[tuple[str, str]]
+    settings: list[Setting]
     entry: str
 
 
@@ -225,12 +237,12 @@ def _guide(store: ArtifactStore, trajectory: str | None, is_inverted: bool) -> G
 def _tile(row: Row, root: Path) -> Tile:
     name = str(row.get("file_name"))
     picture = _picture(root, name)
+    settings = [Setting(key, _worded(value)) for key, value in row.items() if key not in SHOWN_ELSEWHERE]
     return Tile(
         prompt=str(row.get("prompt")),
-        file_name=name,
         href=f"./{quote(name, errors='surrogateescape')}" if picture else "",
         picture=picture,
-        settings=[(key, _worded(value)) for key, value in row.items() if key not in SHOWN_ELSEWHERE],
+        settings=sorted(settings, key=lambda setting: setting.is_long),
         entry=_entry(row),
     )
 
@@ -258,6 +270,8 @@ def _worded(value: Any) -> str:
         return ", ".join(f"{key} {_worded(item)}" for key, item in value.items())
     if isinstance(value, list):
         return ", ".join(map(_worded, value))
+    if isinstance(value, float):
+        return f"{value:.6g}"
     return "none" if value is None or value == "" else str(value)
 
 

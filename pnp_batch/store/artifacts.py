@@ -1,15 +1,15 @@
 """The artifact store: `<root>/<stage>/ab/<key>/` with safetensors shards and `meta.json`.
 
-An artifact is built in a temporary sibling folder and renamed once, so it is either whole or not there. `meta.json` says
-what made it and holds size, time and checksum of every shard. There is no index: the file system is the truth, and several
-machines may use one store.
+An artifact is built in a temporary folder of its stage and renamed once, so it is either whole or not there. `meta.json`
+says what made it and holds size, time and checksum of every shard. There is no index: the file system is the truth, and
+several machines may use one store.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from pnp_batch.errors import disk_errors_named
+from pnp_batch.errors import EnvironmentFailure, disk_errors_named
 from pnp_batch.store.files import TEMP_PREFIX, is_stale_temp, remove_stale_temps, temp_name
 from pnp_batch.store.keys import canonical_json, sha256
 
@@ -30,6 +30,9 @@ Tensors = Mapping[str, np.ndarray[Any, Any]]
 
 META = "meta.json"
 FORMAT = 1
+
+# Reading fails with these while the bytes are all right, so nothing may be set aside because of them.
+PASSING_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.ESTALE, errno.ETIMEDOUT}
 
 
 class CorruptArtifact(Exception):
@@ -60,15 +63,13 @@ class Artifact:
 
         Raises:
             CorruptArtifact: The bytes are not the published ones.
+            EnvironmentFailure: The file system does not answer.
         """
         name = f"{shard}.safetensors"
-        try:
-            data = (self.path / name).read_bytes()
-            if sha256(data) != self.shards[name]["sha256"]:
-                raise CorruptArtifact(f"{name} does not match its checksum")
-            return safetensors.numpy.load(data)
-        except (OSError, KeyError, safetensors.SafetensorError) as error:
-            raise CorruptArtifact(f"{name}: {error}") from error
+        data = _read(self.path / name)
+        if name not in self.shards or sha256(data) != self.shards[name]["sha256"]:
+            raise CorruptArtifact(f"{name} does not match its checksum")
+        return safetensors.numpy.load(data)
 
     def looks_untouched(self) -> bool:
         """Whether size and time of every shard are as published: one `stat` each, nothing is read."""
@@ -104,10 +105,8 @@ class ArtifactStore:
         path = self.folder(stage, key)
         try:
             artifact = _open(path)
-            if not artifact.looks_untouched():
+            if artifact and not artifact.looks_untouched():
                 artifact.verify()
-        except FileNotFoundError:
-            return None
         except CorruptArtifact as error:
             self.set_aside(path, str(error))
             return None
@@ -128,17 +127,29 @@ class ArtifactStore:
             EnvironmentFailure: The disk is full or read-only. Nothing half-written stays behind.
         """
         final = self.folder(stage, key)
-        temporary = final.with_name(temp_name())
+        temporary = self.root / stage / temp_name()
         with disk_errors_named(f"{stage} {key[:12]} to {self.root}"):
             try:
                 temporary.mkdir(parents=True)
-                stamps = {f"{name}.safetensors": _write_shard(temporary, name, tensors) for name, tensors in shards.items()}
-                (temporary / META).write_text(_sealed({"format": FORMAT, "shards": stamps, "meta": meta}), encoding="utf-8")
-                _rename_unless_there(temporary, final)
-            except BaseException:
+                stamps = {f"{name}.safetensors": _write_shard(temporary, name, each) for name, each in shards.items()}
+                content = json.loads(canonical_json({"format": FORMAT, "shards": stamps, "meta": meta}))
+                (temporary / META).write_text(_sealed(content), encoding="utf-8")
+                return self._make_visible(temporary, final) or Artifact(final, content["meta"], content["shards"])
+            finally:
                 shutil.rmtree(temporary, ignore_errors=True)
+
+    def _make_visible(self, temporary: Path, final: Path) -> Artifact | None:
+        """Renames; gives the artifact that someone else published first, if there is one."""
+        final.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.rename(final)
+        except OSError as error:  # renaming a folder onto a full one fails, which is just the check that is wanted
+            if theirs := self.find(final.parent.parent.name, final.name):
+                return theirs
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-        return _open(final)
+            temporary.rename(final)  # theirs was corrupt and is set aside
+        return None
 
     def load(self, artifact: Artifact, shard: str) -> dict[str, np.ndarray[Any, Any]]:
         """Reads and checks one shard of an artifact; a corrupt one is set aside and reported.
@@ -154,13 +165,18 @@ class ArtifactStore:
 
     def set_aside(self, path: Path, reason: str) -> None:
         """Moves a corrupt artifact out of the way (never deletes it) and reports it."""
-        target = self.root / "corrupt" / f"{path.parent.parent.name}-{path.name}-{temp_name().removeprefix(TEMP_PREFIX)}"
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target = (
+            self.root / "corrupt" / f"{path.parent.parent.name}-{path.name}-{temp_name().removeprefix(TEMP_PREFIX)}"
+        )
         try:
-            path.rename(target)
+            with disk_errors_named(f"to {target.parent}"):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.rename(target)
         except FileNotFoundError:
             return  # another worker met it first
-        message = f"corrupt {path.parent.parent.name} artifact {path.name[:12]} ({reason}); set aside in {target}, made again"
+        message = (
+            f"corrupt {path.parent.parent.name} artifact {path.name[:12]} ({reason}); set aside in {target}, made again"
+        )
         self.corrupt[path.parent.parent.name, path.name] = message
         log.warning(message)
 
@@ -171,15 +187,16 @@ class ArtifactStore:
     def check(self, stage: str, path: Path) -> bool:
         """Reads every byte of an artifact; a corrupt one is set aside. Gives whether it is intact."""
         try:
-            _open(path).verify()
-        except (CorruptArtifact, FileNotFoundError) as error:
+            if artifact := _open(path):
+                artifact.verify()
+        except CorruptArtifact as error:
             self.set_aside(path, str(error))
         return not self.was_corrupt(stage, path.name)
 
     def garbage(self, used: set[str] | None = None) -> Iterator[Path]:
         """What can go without losing a result: half-built, corrupt, saved loops; and where `used` is given, other keys."""
         yield from filter(is_stale_temp, self._temporaries())
-        yield from (path for folder in ("corrupt", "checkpoints") for path in self.root.glob(f"{folder}/*"))
+        yield from (path for folder in ("corrupt", "checkpoints") for path in self.root.glob(f"{folder}/[!.]*"))
         if used is not None:
             yield from (path for _, path in self.all() if path.name not in used)
 
@@ -188,9 +205,8 @@ class ArtifactStore:
         remove_stale_temps(self._temporaries())
 
     def _temporaries(self) -> Iterator[Path]:
-        """Everything half-built, of this and of other machines."""
-        for pattern in ("*/*", "*"):
-            yield from self.root.glob(f"{pattern}/{TEMP_PREFIX}*")
+        """Everything half-built, of this and of other machines: a look into few folders, however many artifacts."""
+        return self.root.glob(f"*/{TEMP_PREFIX}*")
 
     def all(self) -> Iterator[tuple[str, Path]]:
         """Stage and folder of every artifact."""
@@ -200,11 +216,16 @@ class ArtifactStore:
 
 
 def _write_shard(folder: Path, name: str, tensors: Tensors) -> dict[str, Any]:
-    data = safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in tensors.items()})
+    data = safetensors.numpy.save(in_c_order(tensors))
     path = folder / f"{name}.safetensors"
     path.write_bytes(data)
     size, mtime_ns = _stamp(path)
     return {"size": size, "mtime_ns": mtime_ns, "sha256": sha256(data)}
+
+
+def in_c_order(tensors: Tensors) -> dict[str, np.ndarray[Any, Any]]:
+    """The same tensors as safetensors needs them: it writes the bytes of transposed ones in the wrong order."""
+    return {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -220,26 +241,24 @@ def _sealed(content: Mapping[str, Any]) -> str:
     return json.dumps({"content": content, "sha256": sha256(canonical_json(content).encode())}, indent=1)
 
 
-def _open(path: Path) -> Artifact:
-    try:
-        sealed = json.loads((path / META).read_bytes())
+def _open(path: Path) -> Artifact | None:
+    """The artifact of a folder, None where there is no folder."""
+    if not (path / META).exists() and not path.exists():
+        return None
+    try:  # the folder is there, and so whole: it may have been published between the two looks
+        sealed = json.loads(_read(path / META))
         content = sealed["content"]
-        if sha256(canonical_json(content).encode()) != sealed["sha256"]:
+        if sha256(canonical_json(content).encode()) != sealed["sha256"] or content["format"] != FORMAT:
             raise CorruptArtifact(f"{META} does not match its checksum")
         return Artifact(path, content["meta"], content["shards"])
-    except FileNotFoundError:
-        if path.is_dir():
-            raise CorruptArtifact(f"{META} is missing") from None
-        raise
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptArtifact(f"{META}: {error}") from error
 
 
-def _rename_unless_there(temporary: Path, final: Path) -> None:
-    """Renaming a folder onto a non-empty one fails, which is just the check that is wanted."""
+def _read(path: Path) -> bytes:
     try:
-        os.rename(temporary, final)
-    except OSError:
-        if not (final / META).exists():
-            raise
-        shutil.rmtree(temporary, ignore_errors=True)
+        return path.read_bytes()
+    except OSError as error:
+        if error.errno in PASSING_ERRORS:
+            raise EnvironmentFailure(f"cannot read {path}: {error.strerror}") from error
+        raise CorruptArtifact(f"{path.name}: {error.strerror}") from error

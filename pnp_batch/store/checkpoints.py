@@ -1,7 +1,7 @@
 """Time-based checkpoints of long loops, so that a kill costs about a minute and not an hour.
 
-A checkpoint belongs to one batch (the keys of its members, in order): a resumed loop continues with the very same rows and
-so ends with the very same bytes.
+A checkpoint belongs to one batch (the keys of its members, in order): a resumed loop continues with the very same rows
+and so ends with the very same bytes.
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from pnp_batch.errors import disk_errors_named
+from pnp_batch.store.artifacts import in_c_order
 from pnp_batch.store.files import write_atomic
 from pnp_batch.store.keys import key_of, sha256
 
 Tensors = dict[str, np.ndarray[Any, Any]]
+
+STEP = "__step__"
+DIGEST_LENGTH = 64
 
 
 class LoopCheckpoint:
@@ -41,13 +44,13 @@ class LoopCheckpoint:
         """The number of steps done and the tensors, or None where there is nothing whole."""
         try:
             data = self.path.read_bytes()
-            digest, body = data[:64], data[64:]
-            if sha256(body).encode() != digest:
-                return None
-            tensors = safetensors.numpy.load(body)
-        except (FileNotFoundError, safetensors.SafetensorError):
+        except OSError:
             return None
-        return int(tensors.pop("step")[0]), tensors
+        digest, body = data[:DIGEST_LENGTH], data[DIGEST_LENGTH:]
+        if sha256(body).encode() != digest:
+            return None
+        tensors = safetensors.numpy.load(body)
+        return int(tensors.pop(STEP)), tensors
 
     def due(self) -> bool:
         """Whether it is time to save again."""
@@ -59,8 +62,7 @@ class LoopCheckpoint:
         Raises:
             EnvironmentFailure: The disk is full or read-only.
         """
-        arrays = {k: np.ascontiguousarray(v) for k, v in tensors.items()} | {"step": np.array([step])}
-        body = safetensors.numpy.save(arrays)
+        body = safetensors.numpy.save(in_c_order(tensors) | {STEP: np.array(step)})
         with disk_errors_named("a checkpoint"):
             write_atomic(self.path, sha256(body).encode() + body)
         self._last = time.monotonic()

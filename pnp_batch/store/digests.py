@@ -1,17 +1,16 @@
-"""A cache of file digests by path, inode, size and time, so that a repeated run need not read its inputs again.
+"""A cache of file digests by path, inode, size and times, so that a repeated run need not read its inputs again.
 
 One tiny file an entry: appends to one shared file are not safe on a network file system.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from pnp_batch.errors import disk_errors_named
 from pnp_batch.store.files import write_atomic
-from pnp_batch.store.keys import key_of
+from pnp_batch.store.keys import key_of, sha256
 
 
 class DigestCache:
@@ -30,28 +29,40 @@ class DigestCache:
         Raises:
             OSError: The file cannot be looked at.
         """
-        try:
-            return str(json.loads(self._entry(path, what).read_bytes())["digest"])
-        except (FileNotFoundError, ValueError, KeyError):
-            if not path.exists():
-                raise FileNotFoundError(f"{path} has vanished") from None
-            return None
+        return _read(self._entry(path, what))
 
     def put(self, path: Path, what: str, digest: str) -> None:
         """Notes a digest of a file as it is now."""
-        with disk_errors_named(f"to {self.root}"):
-            write_atomic(self._entry(path, what), json.dumps({"digest": digest}))
+        self._write(self._entry(path, what), digest)
 
     def of(self, path: Path, what: str, compute: Callable[[], str]) -> str:
         """The noted digest, computed and noted where there is none."""
-        digest = self.get(path, what)
+        entry = self._entry(path, what)  # of the file as it is before it is read: it may change while that goes on
+        digest = _read(entry)
         if digest is None:
             digest = compute()
-            self.put(path, what, digest)
+            self._write(entry, digest)
         return digest
 
     def _entry(self, path: Path, what: str) -> Path:
         stat = path.stat()
-        identity = [str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, what]
+        # Unlike mtime, ctime cannot be set back by the tools that copy a file with its times.
+        identity = [str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, what]
         name = key_of({"identity": identity})
         return self.root / name[:2] / name
+
+    def _write(self, entry: Path, digest: str) -> None:
+        with disk_errors_named(f"to {self.root}"):
+            write_atomic(entry, f"{digest} {_seal(entry, digest)}", temp_in=self.root)
+
+
+def _read(entry: Path) -> str | None:
+    try:
+        digest, seal = entry.read_text(encoding="ascii").split()
+    except (FileNotFoundError, ValueError):
+        return None
+    return digest if seal == _seal(entry, digest) else None
+
+
+def _seal(entry: Path, digest: str) -> str:
+    return sha256(f"{entry.name} {digest}".encode())

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import itertools
 import os
+import re
+import secrets
 import shutil
 import socket
 from collections.abc import Iterable
 from pathlib import Path
 
 TEMP_PREFIX = ".tmp-"
-_counter = itertools.count()
+_TEMP_NAME = re.compile(re.escape(TEMP_PREFIX) + r"(?P<host>.+)-(?P<pid>\d{1,9})-[0-9a-f]+")
 
 
 def temp_name() -> str:
-    """A name no other writer uses: host, process and a counter. `is_stale_temp` reads it back."""
-    return f"{TEMP_PREFIX}{socket.gethostname()}-{os.getpid()}-{next(_counter)}"
+    """A name no other writer uses: host, process and a random token. `is_stale_temp` reads it back.
+
+    The token is for containers, whose hosts and processes are often called the same.
+    """
+    return f"{TEMP_PREFIX}{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def is_stale_temp(path: Path) -> bool:
     """Whether a temporary file or folder was left by a process of this machine that is gone."""
-    if not path.name.startswith(TEMP_PREFIX):
-        return False
-    host, pid, _ = path.name.removeprefix(TEMP_PREFIX).rsplit("-", 2)
-    return host == socket.gethostname() and not _is_alive(int(pid))
-
-
-def remove_stale_temps(paths: Iterable[Path]) -> None:
-    """Removes those of the paths that killed processes of this machine left half-written."""
-    for path in paths:
-        if is_stale_temp(path):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    match = _TEMP_NAME.fullmatch(path.name)
+    return match is not None and match["host"] == socket.gethostname() and not _is_alive(int(match["pid"]))
 
 
 def _is_alive(pid: int) -> bool:
@@ -43,13 +38,24 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Writes a whole file under a temporary name beside it and renames it once.
+def remove_stale_temps(paths: Iterable[Path]) -> None:
+    """Removes those of the paths that killed processes of this machine left half-written."""
+    for path in filter(is_stale_temp, paths):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, data: bytes | str, temp_in: Path | None = None) -> None:
+    """Writes a whole file under a temporary name and renames it once.
 
     There is no fsync: a kill cannot tear a rename, and what a power cut tears is caught by the checksums on reading.
+
+    Args:
+        path: The file; its folder is made.
+        data: All of it.
+        temp_in: Where the temporary stands, on the same file system; beside the file if omitted.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(temp_name())
+    temporary = (temp_in or path.parent) / temp_name()
     try:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
         temporary.replace(path)

@@ -1,0 +1,221 @@
+"""`pnp-batch evaluate` on real runs with tiny backbones: the contract, the cache, missing weights, NaN, masks."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from running import Project
+from safetensors.torch import load_file, save_file
+from tiny_backbones import save_clip, save_dino, save_lpips
+
+from pnp_batch.evaluation.closed_forms import mse, psnr, ssim
+from pnp_batch.store import ArtifactStore
+
+CONTRACT = [
+    "file_name",
+    "source",
+    "prompt",
+    "method",
+    "psnr",
+    "mse",
+    "ssim",
+    "clip_similarity",
+    "structure_distance",
+    "lpips",
+    "reconstruction_psnr",
+    "text_gain",
+    "shift_x",
+    "shift_y",
+    "scale",
+]
+BACKBONES = {"dino": "dino", "clip": "clip", "lpips": "lpips.safetensors"}
+INPUTS = [
+    {"image": "a.png", "prompts": ["a red star", "a blue heart"]},
+    {"image": "wide.png", "prompts": ["a red star"], "width": 96},
+    {"generate": {"prompt": "a star", "seed": 1, "num_inference_steps": 5}, "prompts": ["a gold star"]},
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with backbones beside it."""
+    folder = tmp_path_factory.mktemp("run")
+    project = Project(folder)
+    project.picture("a.png", 1)
+    project.picture("wide.png", 2, (96, 64))
+    save_dino(folder / "dino")
+    save_clip(folder / "clip")
+    save_lpips(folder / "lpips.safetensors")
+    project.write(INPUTS).pnp("run")
+    return folder
+
+
+@pytest.fixture
+def project(finished: Path, tmp_path: Path) -> Project:
+    """A copy of it to change."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    return Project(tmp_path)
+
+
+def evaluated(project: Project, *options: str, **evaluation: Any) -> tuple[list[dict[str, Any]], str]:
+    project.write(INPUTS, evaluation=evaluation)
+    said = project.pnp("evaluate", "--json", str(project.folder / "scores.json"), *options)
+    return json.loads((project.folder / "scores.json").read_text()), said
+
+
+def kept(project: Project) -> dict[str, int]:
+    return {str(p): p.stat().st_mtime_ns for p in (project.store / "evaluate").rglob("meta.json")}
+
+
+def test_one_row_per_result_with_every_number(project: Project) -> None:
+    rows, said = evaluated(project, **BACKBONES)
+    by_file = {row["file_name"]: row for row in project.rows()}
+    assert [row["file_name"] for row in rows] == list(by_file)
+    store = ArtifactStore(project.store)
+    for row in rows:
+        assert set(CONTRACT) <= set(row)
+        meta = by_file[row["file_name"]]
+        assert (row["source"], row["prompt"], row["method"]) == (meta["source"], meta["prompt"], "pnp")
+        artifact = store.find("translate", meta["key"])
+        assert artifact is not None
+        trajectory = store.find("invert", artifact.meta["trajectory"])
+        assert trajectory is not None
+        source = trajectory.load("preview")["source"]
+        result = np.asarray(Image.open(project.output / row["file_name"]))
+        assert row["mse"] == pytest.approx(mse(source, result))
+        assert row["psnr"] == pytest.approx(psnr(row["mse"]))
+        assert row["ssim"] == pytest.approx(ssim(source, result))
+        assert row["reconstruction_psnr"] == meta.get("reconstruction_psnr")
+        assert all(
+            isinstance(row[name], float) for name in ("structure_distance", "lpips", "clip_similarity", "text_gain")
+        )
+    assert rows[-1]["reconstruction_psnr"] is None
+    assert "reconstruction_psnr: not computed for 1 result: a generated guidance image is not inverted" in said
+
+
+def test_second_time_computes_nothing_and_says_the_same(project: Project) -> None:
+    rows, _ = evaluated(project, **BACKBONES)
+    before = kept(project)
+    assert len(before) == len(rows) * 5  # closed forms, alignment, LPIPS, structure, text
+    assert evaluated(project, **BACKBONES)[0] == rows
+    assert kept(project) == before
+
+
+def test_other_weights_are_other_numbers(project: Project) -> None:
+    rows, _ = evaluated(project, **BACKBONES)
+    file = project.folder / "dino/model.safetensors"
+    save_file({name: tensor.flip(0).contiguous() for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    again, _ = evaluated(project, **BACKBONES)
+    for old, new in zip(rows, again, strict=True):
+        assert old["structure_distance"] != new["structure_distance"]
+        assert old["clip_similarity"] == new["clip_similarity"]
+
+
+def test_without_weights_the_rest_is_computed_and_the_reason_said_once(project: Project) -> None:
+    rows, said = evaluated(project, dino="no-such-owner/no-such-model", clip="dino")
+    assert all(row["structure_distance"] is row["lpips"] is row["clip_similarity"] is None for row in rows)
+    assert all(isinstance(row["ssim"], float) for row in rows)
+    for part in (
+        "cannot get the weights 'no-such-owner/no-such-model'",
+        "no weights are named",
+        "has no text features",
+    ):
+        assert said.count(part) == 1
+
+
+def test_a_folder_that_is_not_there_is_named(project: Project) -> None:
+    rows, said = evaluated(project, dino="./weights", metrics=["structure_distance"])
+    assert rows[0]["structure_distance"] is None
+    assert f"there is no {project.folder / 'weights'}, and './weights' is no hub id" in said
+
+
+def test_a_backbone_that_fails_on_the_pictures_costs_only_its_own_column(project: Project) -> None:
+    config = project.folder / "clip/config.json"
+    config.write_text(config.read_text().replace('"num_channels": 3', '"num_channels": 4'))
+    rows, said = evaluated(project, clip="clip", metrics=["clip_similarity", "psnr"])
+    assert rows[0]["clip_similarity"] is None
+    assert rows[0]["psnr"] is not None
+    assert "clip_similarity" in said
+
+
+def test_pickled_weights_are_refused(project: Project) -> None:
+    (project.folder / "dino/model.safetensors").rename(project.folder / "dino/pytorch_model.bin")
+    rows, said = evaluated(project, dino="dino", metrics=["structure_distance"])
+    assert rows[0]["structure_distance"] is None
+    assert "holds no .safetensors file" in said
+
+
+def test_only_the_metrics_that_are_asked_for(project: Project) -> None:
+    rows, said = evaluated(project, metrics=["psnr"], dino="nothing")
+    assert rows[0]["psnr"] is not None
+    assert rows[0]["ssim"] is None
+    assert "ssim" not in said
+    assert "nothing" not in said
+
+
+def test_nan_is_counted_and_is_null_in_json(project: Project) -> None:
+    file = project.folder / "dino/model.safetensors"
+    save_file({name: tensor * math.nan for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    for _ in range(2):  # computed, then read from the store
+        rows, said = evaluated(project, dino="dino", metrics=["structure_distance"])
+        assert [row["structure_distance"] for row in rows] == [None] * 4
+        assert rows[0]["nan"] == ["structure_distance"]
+        line = next(line for line in said.splitlines() if "structure_distance" in line)
+        assert line.split()[-3:] == ["0", "4", "0"]
+
+
+def test_masks_of_a_folder(project: Project) -> None:
+    (project.folder / "masks").mkdir()
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:20] = 255
+    Image.fromarray(mask).save(project.folder / "masks/a.png")
+    rows, said = evaluated(project, masks="masks", **BACKBONES)
+    share = 20 / 64
+    whole = share * rows[0]["mse_inside"] + (1 - share) * rows[0]["mse_outside"]
+    assert whole == pytest.approx(rows[0]["mse"])
+    assert rows[0]["lpips_pie"] < rows[0]["lpips"]
+    assert rows[2]["mse_inside"] is None
+    assert "evaluation.masks holds none for the source" in said
+
+
+def test_masks_that_are_not_there_are_a_mistake_in_the_manifest(project: Project) -> None:
+    project.write(INPUTS, evaluation={"masks": "nowhere"})
+    said = project.pnp("evaluate", code=2)
+    assert "evaluation.masks: no such folder or mapping file" in said
+
+
+def test_unknown_words_are_mistakes_in_the_manifest(project: Project) -> None:
+    project.write(INPUTS, evaluation={"metrics": ["psrn"], "dinos": "x"})
+    said = project.pnp("evaluate", code=2)
+    assert "did you mean 'psnr'" in said
+    assert "did you mean 'dino'" in said
+
+
+def test_nothing_is_there_yet(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.picture("a.png")
+    project.write(INPUTS[:1])
+    assert "there are no results yet" in project.pnp("evaluate", code=1)
+
+
+def test_a_corrupt_result_is_named_and_the_others_are_measured(project: Project) -> None:
+    key = project.rows()[0]["key"]
+    shard = project.store / "translate" / key[:2] / key / "result.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    rows, _ = evaluated(project, metrics=["psnr"])
+    assert len(rows) == 3  # set aside: the next run makes it again
+
+
+def test_table_in_the_layout_of_pie_bench(project: Project) -> None:
+    _, said = evaluated(project, "--table", **BACKBONES)
+    assert "| Method | Structure distance x10³ ↓ | PSNR ↑" in said
+    assert "| pnp " in said

@@ -223,6 +223,64 @@ def evaluate(
     return OK
 
 
+@app.command("import")
+@_verb
+def import_benchmark(
+    benchmark: Annotated[str, typer.Argument(help="wild-ti2i, imagenet-r-ti2i or pie-bench.", show_default=False)],
+    path: Annotated[Path, typer.Argument(help="The folder or file as its authors publish it.", show_default=False)],
+    model: Annotated[str, typer.Option(help="The model of the manifest.")] = "stable-diffusion-v1-5/stable-diffusion-v1-5",
+) -> int:
+    """Print a manifest for a benchmark of the field, masks included: pnp-batch import pie-bench PATH > manifest.yaml"""
+    from pnp_batch.evaluation.benchmarks import BENCHMARKS, as_manifest
+
+    if benchmark not in BENCHMARKS:
+        raise typer.BadParameter(f"'{benchmark}' is not one of {', '.join(BENCHMARKS)}", param_hint="BENCHMARK")
+    print(as_manifest(benchmark, path, model), end="")
+    return OK
+
+
+@app.command()
+@_verb
+def inspect(
+    what: Annotated[str, typer.Argument(help="features, attention or trajectory.", show_default=False)],
+    manifest: ManifestPath,
+    inputs: Annotated[
+        list[str] | None, typer.Option("--input", help="Name or number (from 0) of a guidance image; default: all.")
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Decoder layers, such as 4,7,11; default: the paper's and the model's own.")
+    ] = None,
+    timesteps: Annotated[int, typer.Option(min=1, help="How many timesteps, evenly.")] = 6,
+) -> int:
+    """Look inside: PCA of features or self-attention, or the denoising trajectory, as PNG and one HTML page."""
+    from pnp_batch.inspection import page, sheets
+    from pnp_batch.inspection.subjects import subjects
+
+    if what not in page.ABOUT:
+        raise typer.BadParameter(f"'{what}' is not one of {', '.join(page.ABOUT)}", param_hint="WHAT")
+    plan = _plan(_load(manifest), quiet=True)
+    chosen = _layers(what, layers, plan)
+    context = _worker(plan).context
+    found = subjects(plan, context, inputs or ())
+    pictures = sheets.made(what, context.model, found, chosen, timesteps)
+    print(page.write(what, pictures, plan.manifest.output / "inspect"))
+    return OK
+
+
+def _layers(what: str, written: str | None, plan: Plan) -> list[int]:
+    """The decoder layers to look at, checked against the model."""
+    from pnp_batch.inspection.sheets import default_layers
+
+    if written is None:
+        return default_layers(what, plan.checkpoint)
+    try:
+        layers = sorted({int(part) for part in written.split(",")})
+    except ValueError:
+        raise typer.BadParameter(f"'{written}' is no list of numbers such as 4,7,11", param_hint="--layers") from None
+    plan.checkpoint.check_layers(*((layers, ()) if what == "features" else ((), layers)))
+    return layers
+
+
 @app.command()
 @_verb
 def prefetch(manifest: ManifestPath) -> int:

@@ -166,7 +166,7 @@ class Expansion:
         if not _is_folder(folder):
             missing = f"no such folder: {folder}{near_file(folder)}"
             raise self._error(loc, f"{written} is a file; write `image: {written}`" if _is_file(folder) else missing)
-        if PurePosixPath(os.path.realpath(folder)).is_relative_to(os.path.realpath(self.manifest.output / "images")):
+        if self._results_below(folder).parts[-1:] in ((), ("..",)):
             raise self._error(loc, f"{written}: the results would land among these pictures; change output_dir")
 
     def _walk(self, folder: Path, loc: Loc) -> Iterator[str]:
@@ -175,23 +175,24 @@ class Expansion:
         def refuse(error: OSError) -> None:
             raise self._error(loc, f"{error.filename} cannot be read: {error.strerror}")
 
-        own = self._results_in(folder)
+        own = self._results_below(folder)
         for place, folders, names in os.walk(folder, onerror=refuse):
             below = PurePosixPath(place).relative_to(folder)
-            folders[:] = sorted(name for name in folders if name[0] != "." and below / name not in own)
+            folders[:] = sorted(name for name in folders if name[0] != "." and below / name != own)
             yield from (str(below / name) for name in sorted(names) if name[0] != "." and _is_picture(name))
 
     def _glob(self, folder: Path, pattern: str) -> Iterator[str]:
-        own = self._results_in(folder)
+        own = self._results_below(folder)
         found = glob.iglob(pattern, root_dir=folder, recursive=True)  # noqa: PTH207 - Path.glob refuses "a**b"
         for tree in sorted(set(filter(_is_picture, found))):
-            if own.isdisjoint([PurePosixPath(tree), *PurePosixPath(tree).parents]) and not _is_folder(folder / tree):
+            if own not in PurePosixPath(tree).parents and not _is_folder(folder / tree):
                 yield tree
 
-    def _results_in(self, folder: Path) -> set[PurePosixPath]:
-        """Where below a folder this manifest's own results lie: a second run must not take them for inputs."""
-        places = map(os.path.realpath, (self.manifest.output, self.manifest.output / "images"))
-        return {PurePosixPath(os.path.relpath(place, os.path.realpath(folder))) for place in places} - {PurePosixPath()}
+    def _results_below(self, folder: Path) -> PurePosixPath:
+        """Where this manifest's own results lie, seen from a folder: a second run must not take them for inputs."""
+        return PurePosixPath(
+            os.path.relpath(os.path.realpath(self.manifest.output / "images"), os.path.realpath(folder))
+        )
 
     def _error(self, loc: Loc, message: str) -> ManifestError:
         return ManifestError([self.manifest.problem(loc, message)])

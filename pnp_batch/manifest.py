@@ -644,13 +644,13 @@ _ENTRIES = {
 def _explain(path: Path, root: yaml.Node | None, detail: ErrorDetails, top: type[_Value] = Manifest) -> Problem:
     """Turns one pydantic error into a sentence that says what would be right."""
     loc, kind, context = detail["loc"], detail["type"], detail.get("ctx", {})
-    key = str(loc[-1]) if loc else ""
+    key, parent = (str(loc[-1]) if loc else ""), (loc[-2] if len(loc) > 1 else "")
     if kind == "extra_forbidden":
         message = _unknown_key(key, _fields_at(loc[:-1], top))
     elif kind == "literal_error":
         message = _unknown_word(detail["input"], context["expected"])
-    elif kind == "model_type" and loc[-2] in _ENTRIES:
-        message = _ENTRIES[str(loc[-2])]
+    elif kind == "model_type" and parent in _ENTRIES:
+        message = _ENTRIES[str(parent)]
     elif detail["input"] is None and kind != "invalid_key":
         message = f"'{key}' has no value"
     elif kind in _PLAIN_WORDS:

@@ -11,20 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
-from diffusers.utils import logging as diffusers_logging
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers.utils import logging as transformers_logging
 
 from pnp_batch.checkpoint import Checkpoint
 from pnp_batch.diffusion import ddim
+from pnp_batch.diffusion.loading import load_parts
 from pnp_batch.diffusion.sites import Site, attention_sites, feature_sites
 from pnp_batch.errors import EnvironmentFailure, ModelError
 
 log = logging.getLogger(__name__)
-
-UNUSED = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
 
 
 @dataclass
@@ -198,12 +194,9 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: str) -> Diff
         ModelError: diffusers cannot read it, or it predicts something else than noise or v.
         EnvironmentFailure: The device has too little memory for it.
     """
-    diffusers_logging.set_verbosity_error()
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
     torch_dtype = getattr(torch, dtype)
-    pipe = _load_pipeline(checkpoint, torch_dtype)
-    scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    parts = load_parts(checkpoint, torch_dtype)
+    scheduler = parts.scheduler
     if scheduler.config.prediction_type not in ddim.PREDICTION_TYPES:
         raise ModelError(
             f"{checkpoint.name} predicts '{scheduler.config.prediction_type}'; known are {', '.join(ddim.PREDICTION_TYPES)}"
@@ -211,9 +204,9 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: str) -> Diff
     try:
         return DiffusionModel(
             checkpoint=checkpoint,
-            unet=pipe.unet.to(device, torch_dtype).eval(),
-            vae=pipe.vae.to(device, torch.float32).eval(),
-            text_encoder=pipe.text_encoder.to(device, torch_dtype).eval(),
+            unet=parts.unet.to(device, torch_dtype).eval(),
+            vae=parts.vae.to(device, torch.float32).eval(),
+            text_encoder=parts.text_encoder.to(device, torch_dtype).eval(),
             alphas=scheduler.alphas_cumprod.double().tolist(),
             final_alpha=float(scheduler.final_alpha_cumprod),
             prediction_type=scheduler.config.prediction_type,
@@ -222,21 +215,3 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: str) -> Diff
         )
     except torch.OutOfMemoryError as error:
         raise EnvironmentFailure(f"{checkpoint.name} does not fit the memory of {device}") from error
-
-
-def _load_pipeline(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
-    try:
-        if checkpoint.single_file:
-            return StableDiffusionPipeline.from_single_file(
-                str(checkpoint.weights), config=str(checkpoint.configs), dtype=dtype, local_files_only=True, **UNUSED
-            )
-        return StableDiffusionPipeline.from_pretrained(
-            checkpoint.weights,
-            variant=checkpoint.variant,
-            dtype={"vae": torch.float32, "default": dtype},
-            use_safetensors=True,
-            local_files_only=True,
-            **UNUSED,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
-        raise ModelError(f"{checkpoint.name} ({checkpoint.weights}) cannot be loaded: {error}") from error

@@ -5,9 +5,9 @@ similarities, (tokens, tokens); the distance is the mean squared difference of t
 Plug-and-Play paper and PIE-Bench computes (the papers write the Frobenius norm); they differ in how a picture gets in:
 
 - `structure_distance` through the checkpoint's own image processor (DINO's squeezes every picture to 224x224);
-- `structure_distance_pie` as PIE-Bench's code: shorter side to 224 pixels, at most 480 on the longer one, ratio kept.
-
-Both agree on square pictures but for the interpolation. PIE-Bench's tables show the number times 1000.
+- `structure_distance_pie` as PIE-Bench's code (`MetricsCalculator.calculate_structure_distance`): shorter side to 224 pixels, at
+  most 480 on the longer one, ratio kept, and pixels of 0 to 255 where the normalisation expects 0 to 1. That is a slip, but
+  the published tables (which show the number times 1000) are made with it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class KeyReader:
     """
 
     def __init__(self, backbone: Backbone, device: torch.device) -> None:
-        self.model = load(backbone, AutoModel, use_safetensors=True).to(device).eval()
+        self.model = load(backbone, AutoModel, use_safetensors=True, dtype=torch.float32).to(device).eval()
         self.processor = load(backbone, AutoImageProcessor, backend="pil")
         self.device = device
         layers = [module for name, module in self.model.named_modules() if name.split(".")[-1] in KEY_NAMES]
@@ -76,8 +76,8 @@ class KeyReader:
 
 
 def pie(pictures: Sequence[Pixels]) -> Tensor:
-    """Pictures of one shape as PIE-Bench's code prepares them (torchvision's `Resize(224, max_size=480)` on a tensor)."""
-    inputs = as_batch(pictures)
+    """Pictures of one shape as PIE-Bench's code prepares them: torchvision's `Resize(224, max_size=480)`, values up to 255."""
+    inputs = as_batch(pictures) * 255
     height, width = inputs.shape[-2:]
     scale = min(PIE_SIDE / min(height, width), PIE_MAX / max(height, width))
     size = max(int(height * scale + 1e-9), 1), max(int(width * scale + 1e-9), 1)

@@ -23,7 +23,7 @@ class TextImageModel:
     """
 
     def __init__(self, backbone: Backbone, device: torch.device) -> None:
-        self.model = load(backbone, AutoModel, use_safetensors=True).to(device).eval()
+        self.model = load(backbone, AutoModel, use_safetensors=True, dtype=torch.float32).to(device).eval()
         if not hasattr(self.model, "get_text_features"):
             raise Unavailable(
                 f"{backbone.name}: {type(self.model).__name__} has no text features; a CLIP model is needed"

@@ -173,7 +173,7 @@ def _page(manifest_name: str, outputs: Outputs, store: ArtifactStore, failures: 
         "models": list(dict.fromkeys(str(row["model"]) for row in shown if row.get("model"))),
         "verdicts": Counter(_verdict_of(group).level for group in groups.values()),
         "cards": _cards(groups, outputs.root, store, failed),
-        "failures": [_failure(row) for row in failures],
+        "failures": [_failure(row, outputs.root) for row in failures],
         "style": _asset("report.css"),
         "script": script,
         "script_digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -193,7 +193,7 @@ def _grouped(rows: Iterable[Row], store: ArtifactStore) -> Groups:
     return groups
 
 
-def _cards(groups: Groups, root: Path, store: ArtifactStore, failed: Mapping[str, int]) -> Iterator[Card]:
+def _cards(groups: Groups, root: Path, store: ArtifactStore, failed: Counter[str]) -> Iterator[Card]:
     for number, ((source, trajectory), rows) in enumerate(groups.items(), 1):
         yield Card(
             number=number,
@@ -202,7 +202,7 @@ def _cards(groups: Groups, root: Path, store: ArtifactStore, failed: Mapping[str
             psnr=rows[0].get("reconstruction_psnr"),
             verdict=_verdict_of(rows),
             guide=_guide(store, trajectory, is_inverted=rows[0].get("reconstruction_psnr") is not None),
-            failures=failed.get(source, 0),
+            failures=failed.pop(source, 0),  # said once, on the first card of the source
             count=len(rows),
             tiles=(_tile(row, root) for row in rows),
         )
@@ -240,7 +240,7 @@ def _tile(row: Row, root: Path) -> Tile:
     settings = [Setting(key, _worded(value)) for key, value in row.items() if key not in SHOWN_ELSEWHERE]
     return Tile(
         prompt=str(row.get("prompt")),
-        href=f"./{quote(name, errors='surrogateescape')}" if picture else "",
+        href=_href(name) if picture else "",
         picture=picture,
         settings=sorted(settings, key=lambda setting: setting.is_long),
         entry=_entry(row),
@@ -249,14 +249,28 @@ def _tile(row: Row, root: Path) -> Tile:
 
 def _picture(root: Path, name: str) -> Thumbnail | None:
     """The picture, unless it is missing, unreadable or outside the output folder."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
-        return None
     try:
-        with opened(root / path) as image:
+        with opened(_inside(root, name)) as image:
             return thumbnail(image)
     except ItemError:
         return None
+
+
+def _inside(root: Path, name: str) -> Path:
+    """A file of the output folder.
+
+    Raises:
+        ItemError: The name leads out of the folder.
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise ItemError(f"{name} is outside {root}")
+    return root / path
+
+
+def _href(name: str) -> str:
+    """A file of the output folder as a relative address."""
+    return f"./{quote(name, errors='surrogateescape')}"
 
 
 def _entry(row: Row) -> str:
@@ -275,9 +289,17 @@ def _worded(value: Any) -> str:
     return "none" if value is None or value == "" else str(value)
 
 
-def _failure(row: Row) -> dict[str, str]:
+def _failure(row: Row, root: Path) -> dict[str, str]:
     names = ("source", "prompt", "stage", "error", "traceback")
-    return {name: "" if row.get(name) is None else str(row[name]) for name in names}
+    values = {name: "" if row.get(name) is None else str(row[name]) for name in names}
+    return values | {"href": _href(values["traceback"]) if _is_there(root, values["traceback"]) else ""}
+
+
+def _is_there(root: Path, name: str) -> bool:
+    try:
+        return _inside(root, name).is_file()
+    except ItemError:
+        return False
 
 
 @cache

@@ -73,12 +73,14 @@ def test_batch_of_one_source_and_other_shapes_keeps_every_pair(tmp_path: Path) -
         assert together[3] == pytest.approx(0, abs=1e-9)
 
 
-def test_pie_bench_keeps_the_aspect_ratio() -> None:
+def test_pie_bench_keeps_the_aspect_ratio_and_its_slip() -> None:
     assert pie([picture(0, 512, 512)]).shape == (1, 3, 224, 224)
     assert pie([picture(0, 100, 150)]).shape == (1, 3, 224, 336)
     assert pie([picture(0, 100, 400)]).shape == (1, 3, 120, 480)
-    grey = pie([np.full((64, 64, 3), 255, np.uint8)])
-    assert grey[0, :, 0, 0].tolist() == pytest.approx([(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225])
+    white = pie([np.full((64, 64, 3), 255, np.uint8)])  # its code forgets to divide by 255
+    assert white[0, :, 0, 0].tolist() == pytest.approx(
+        [(255 - 0.485) / 0.229, (255 - 0.456) / 0.224, (255 - 0.406) / 0.225]
+    )
 
 
 def test_dinov2_is_understood(tmp_path: Path) -> None:

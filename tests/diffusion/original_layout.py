@@ -1,0 +1,81 @@
+"""Writes a pipeline folder as one file in the original Stable Diffusion layout, the way checkpoints are passed around."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+Rules = list[tuple[str, str | Callable[[re.Match[str]], str]]]
+Weights = dict[str, torch.Tensor]
+
+RESNET: Rules = [
+    (r"\.norm1\.", ".in_layers.0."),
+    (r"\.conv1\.", ".in_layers.2."),
+    (r"\.norm2\.", ".out_layers.0."),
+    (r"\.conv2\.", ".out_layers.3."),
+    (r"\.time_emb_proj\.", ".emb_layers.1."),
+    (r"\.conv_shortcut\.", ".skip_connection."),
+]
+UNET: Rules = [
+    (r"^time_embedding\.linear_([12])", lambda m: f"time_embed.{2 * int(m[1]) - 2}"),
+    (r"^conv_in", "input_blocks.0.0"),
+    (r"^conv_norm_out", "out.0"),
+    (r"^conv_out", "out.2"),
+    (r"^down_blocks\.(\d)\.resnets\.(\d)", lambda m: f"input_blocks.{3 * int(m[1]) + int(m[2]) + 1}.0"),
+    (r"^down_blocks\.(\d)\.attentions\.(\d)", lambda m: f"input_blocks.{3 * int(m[1]) + int(m[2]) + 1}.1"),
+    (r"^down_blocks\.(\d)\.downsamplers\.0\.conv", lambda m: f"input_blocks.{3 * int(m[1]) + 3}.0.op"),
+    (r"^mid_block\.resnets\.(\d)", lambda m: f"middle_block.{2 * int(m[1])}"),
+    (r"^mid_block\.attentions\.0", "middle_block.1"),
+    (r"^up_blocks\.(\d)\.resnets\.(\d)", lambda m: f"output_blocks.{3 * int(m[1]) + int(m[2])}.0"),
+    (r"^up_blocks\.(\d)\.attentions\.(\d)", lambda m: f"output_blocks.{3 * int(m[1]) + int(m[2])}.1"),
+    (r"^up_blocks\.0\.upsamplers\.0", "output_blocks.2.1"),
+    (r"^up_blocks\.(\d)\.upsamplers\.0", lambda m: f"output_blocks.{3 * int(m[1]) + 2}.2"),
+]
+VAE: Rules = [
+    (r"down_blocks\.(\d)\.resnets", r"down.\1.block"),
+    (r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample"),
+    (r"up_blocks\.(\d)\.resnets", lambda m: f"up.{3 - int(m[1])}.block"),
+    (r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{3 - int(m[1])}.upsample"),
+    (r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}"),
+    (r"mid_block\.attentions\.0", "mid.attn_1"),
+    (r"group_norm", "norm"),
+    (r"to_([qkv])\.", r"\1."),
+    (r"to_out\.0", "proj_out"),
+    (r"conv_norm_out", "norm_out"),
+    (r"conv_shortcut", "nin_shortcut"),
+]
+
+
+def write_single_file(pipeline: Path, target: Path) -> None:
+    """Writes a Stable Diffusion 1.x folder of four levels as one file."""
+    unet = load_file(pipeline / "unet/diffusion_pytorch_model.safetensors")
+    vae = load_file(pipeline / "vae/diffusion_pytorch_model.safetensors")
+    text = load_file(pipeline / "text_encoder/model.safetensors")
+    weights = {f"model.diffusion_model.{_unet_name(name)}": weight for name, weight in unet.items()}
+    weights |= {f"first_stage_model.{_renamed(name, VAE)}": _as_convolution(name, weight) for name, weight in vae.items()}
+    weights |= {f"cond_stage_model.transformer.text_model.{name}": weight for name, weight in text.items()}
+    save_file({name: weight.contiguous() for name, weight in weights.items()}, target)
+
+
+def _unet_name(name: str) -> str:
+    return _renamed(_renamed(name, RESNET) if ".resnets." in name else name, UNET)
+
+
+def _renamed(name: str, rules: Rules) -> str:
+    for pattern, new in rules:
+        name = re.sub(pattern, new, name)
+    return name
+
+
+def _as_convolution(name: str, weight: torch.Tensor) -> torch.Tensor:
+    """The original VAE's attention is made of 1x1 convolutions."""
+    is_attention = re.search(r"attentions\.0\.to_\w+(\.0)?\.weight", name)
+    return weight[:, :, None, None] if is_attention else weight
+
+
+def same_weights(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

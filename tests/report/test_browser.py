@@ -1,0 +1,195 @@
+"""The report in a real browser, without a window: it runs under its own policy, filters, sorts and compares."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import warnings
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from report_run import Run
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *(
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--hide-scrollbars",
+        "--virtual-time-budget=3000",
+    ),
+)
+HOSTILE = "</script><img src=x onerror=\"document.title='hacked'\">"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _needs_chromium() -> None:
+    if CHROMIUM is None:
+        warnings.warn("chromium is not installed: the report was NOT tried in a browser", stacklevel=1)
+        pytest.skip("no chromium: apt-get install --no-install-recommends chromium")
+
+
+def browse(page: Path, *flags: str) -> str:
+    """Opens a page with a fresh profile and gives what `--dump-dom` or the like prints."""
+    command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={page.parent / 'profile'}", *flags, page.as_uri()]
+    return subprocess.run(command, check=True, capture_output=True, timeout=120, text=True).stdout
+
+
+def drive(run: Run, script: str, *flags: str) -> Any:
+    """Runs a script in the page after its own, and gives what its `answer` holds.
+
+    The page's policy runs no script but its own, so the page that is driven is a copy without the policy.
+    """
+    text = (run.outputs.root / "report.html").read_text(encoding="utf-8")
+    helpers = """
+      const $ = (s) => document.querySelector(s), all = (s) => [...document.querySelectorAll(s)];
+      const seen = (s) => all(s).filter((e) => e.checkVisibility());
+      const change = (s, value) => { $(s).value = value; $(s).dispatchEvent(new Event("change", {bubbles: true})); };
+      const choose = (s) => { $(s).checked = true; $(s).dispatchEvent(new Event("change", {bubbles: true})); };
+      const wait = (ms) => new Promise((done) => setTimeout(done, ms));
+    """
+    driver = f"""<script>(async () => {{ let answer; {helpers} try {{ {script} }} catch (e) {{ answer = String(e); }}
+      document.body.innerHTML = ""; const pre = document.createElement("pre"); pre.id = "answer";
+      pre.textContent = JSON.stringify(answer); document.body.append(pre); }})();</script>"""
+    copy = run.outputs.root / "driven.html"
+    without_policy = re.sub(r"<meta http-equiv[^>]*>", "", text, count=1)
+    copy.write_text(without_policy.replace("</body>", f"{driver}</body>"), encoding="utf-8")
+    found = re.search(r'<pre id="answer">(.*?)</pre>', browse(copy, "--dump-dom", *flags), re.DOTALL)
+    assert found, "the page's script did not run to its end"
+    return json.loads(unescape(found[1]))
+
+
+@pytest.fixture
+def gallery(run: Run) -> Run:
+    """Three sources of different reconstruction, six results, two failures."""
+    for source, psnr in (("cat.jpg", 29.5), ("horse.jpg", 20.0), ("wolf.jpg", 28.0)):
+        trajectory = run.trajectory(source, size=64)
+        for prompt in (f"the zebra of {source}", "a bronze statue"):
+            run.result(source, prompt, trajectory, size=64, reconstruction_psnr=psnr)
+    run.report(
+        [{"source": name, "prompt": "p", "stage": "read", "error": "no such file"} for name in ("cat.jpg", "x.jpg")]
+    )
+    return run
+
+
+def test_the_script_runs_under_the_pages_policy_and_nobody_elses_does(run: Run) -> None:
+    run.result(HOSTILE, HOSTILE, run.trajectory(HOSTILE), negative_prompt=HOSTILE)
+    run.report(
+        [{"source": HOSTILE, "prompt": HOSTILE, "stage": "read", "error": HOSTILE, "traceback": HOSTILE}], "mine.yaml"
+    )
+    dom = browse(run.outputs.root / "report.html", "--dump-dom")
+    assert re.search(r'<form id="tools"[^>]*aria-label="Filter and sort">', dom), "the tools are still hidden"
+    assert "1 result · 1 failure" in dom
+    assert "<title>mine.yaml" in dom
+
+
+def test_filters_by_text_status_and_inversion(gallery: Run) -> None:
+    assert drive(
+        gallery,
+        """
+        const state = () => [seen(".card").length, seen(".tile").length, seen(".failure").length, $("#count").textContent];
+        answer = {before: state()};
+        $("#text").value = "ZEBRA horse"; $("#text").dispatchEvent(new Event("input")); await wait(300);
+        answer.text = state();
+        $("#clear").click(); answer.clear = state();
+        choose("input[value=failed]"); answer.failed = state();
+        choose("input[value=done]"); answer.done = state();
+        change("#level", "poor"); answer.poor = state();
+        change("#text", "nowhere"); answer.nothing = [...state(), seen("#nothing").length];
+        """,
+    ) == {
+        "before": [3, 6, 2, "6 results · 2 failures"],
+        "text": [1, 1, 0, "1 of 6 results · 0 failures"],
+        "clear": [3, 6, 2, "6 results · 2 failures"],
+        "failed": [0, 0, 2, "2 failures"],
+        "done": [3, 6, 0, "6 results"],
+        "poor": [1, 2, 0, "2 of 6 results"],
+        "nothing": [0, 0, 0, "0 of 6 results", 1],
+    }
+
+
+def test_sorts_by_reconstruction_and_prompt_and_back(gallery: Run) -> None:
+    names = '() => all(".card h2").map((e) => e.textContent.split(".")[0]).join(" ")'
+    assert drive(
+        gallery,
+        f"""
+        const names = {names}; answer = [];
+        for (const order of ["worst", "best", "prompt", "order"]) {{ change("#sort", order); answer.push(names()); }}
+        change("#sort", "prompt"); answer.push($(".tile .prompt").textContent);
+        """,
+    ) == ["horse wolf cat", "cat wolf horse", "cat horse wolf", "cat horse wolf", "a bronze statue"]
+
+
+def test_compares_a_result_with_its_source(gallery: Run) -> None:
+    answer = drive(
+        gallery,
+        """
+        const button = all(".compare")[2]; button.click();
+        const source = all(".source img")[1].src, cut = $("#cut");
+        answer = {
+          open: $("#compare").open, focus: document.activeElement.id,
+          pictures: [$("#before").src === source, $("#after").src === button.querySelector("img").src],
+          place: $("#place").textContent, prompt: $("#compare-prompt").textContent,
+        };
+        cut.value = 20; cut.dispatchEvent(new Event("input"));
+        answer.clip = getComputedStyle($("#before")).clipPath;
+        answer.says = cut.getAttribute("aria-valuetext");
+        choose("input[value=reconstruction]");
+        answer.reconstruction = $("#before").src === all(".reconstruction img")[1].src;
+        $("#next").click(); answer.next = $("#place").textContent;
+        $("#close").click(); await wait(50);
+        answer.after = [$("#compare").open, document.activeElement === all(".compare")[3]];
+        """,
+    )
+    assert answer == {
+        "open": True,
+        "focus": "cut",
+        "pictures": [True, True],
+        "place": "3 of 6",
+        "prompt": "the zebra of horse.jpg",
+        "clip": "inset(0px 80% 0px 0px)",
+        "says": "20% source, the rest result",
+        "reconstruction": True,
+        "next": "4 of 6",
+        "after": [False, True],
+    }
+
+
+@pytest.mark.parametrize(("width", "height"), [(1400, 900), (390, 800)])
+def test_nothing_sticks_out_at_any_width(gallery: Run, width: int, height: int) -> None:
+    folder = gallery.outputs.root
+    shot = folder / "shot.png"
+    size = f"--window-size={width},{height}"
+    browse(folder / "report.html", size, f"--screenshot={shot}")
+    with Image.open(shot) as image:
+        assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 1000  # the pictures are noise
+    unseen = 'seen(".frame img").filter((e) => !e.naturalWidth).length'
+    script = f"answer = [document.documentElement.scrollWidth - innerWidth, {unseen}];"
+    assert drive(gallery, script, size) == [0, 0]
+
+
+def test_two_thousand_results_stay_usable(run: Run) -> None:
+    for number in range(1000):
+        source = f"photos/{number}.jpg"
+        trajectory = run.trajectory(source)
+        for prompt in ("a zebra", "a statue"):
+            run.result(source, prompt, trajectory, reconstruction_psnr=20 + number / 100)
+    size = len(run.report())
+    assert size < 20_000_000
+    assert drive(
+        run,
+        """
+        change("#sort", "worst"); change("#text", "zebra");
+        all(".compare").at(-1).click();
+        answer = [$("#count").textContent, $(".card h2").textContent, document.querySelector("#compare").open];
+        """,
+    ) == ["1,000 of 2,000 results", "photos/0.jpg", True]

@@ -18,8 +18,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from pnp_batch.checkpoint import Checkpoint, resolve
-from pnp_batch.diffusion.inversion import ddim_invert
 from pnp_batch.diffusion.model import DiffusionModel, load_model, pick_device, pick_dtype, to_pixels
+from pnp_batch.diffusion.steps import plain_loop
+from pnp_batch.diffusion.trajectories import invert
 from pnp_batch.errors import NonFiniteError
 from pnp_batch.manifest import Settings, settings_from
 from pnp_batch.media.images import Pixels, fitted_size, opened, rgb_pixels
@@ -74,7 +75,7 @@ def translate(
         ModelError: The model cannot be used.
         ItemError: The picture cannot be read, or the result is not finite.
     """
-    chosen = settings_from(settings)
+    chosen = settings_from(settings).settled()
     checkpoint = resolve(str(model), Path.cwd(), revision=revision, variant=variant, config=config)
     layers = chosen.layers(checkpoint.layers)
     checkpoint.check_layers(*layers)
@@ -99,15 +100,14 @@ def _loaded(checkpoint: Checkpoint, device: str | int, dtype: str) -> DiffusionM
 
 def _translate(model: DiffusionModel, pixels: Pixels, target: Target) -> Translation:
     chosen: Settings = target.settings
-    keep = model.checkpoint.schedule.sampling_grid(chosen.num_inference_steps, chosen.num_inversion_steps)
     prompts = [chosen.inversion_prompt]
-    kept = ddim_invert(model, model.encode_image(pixels), prompts, chosen.num_inversion_steps, keep)
+    inverted = invert(model, model.encode_image(pixels), prompts, chosen, plain_loop)
     sampling: dict[int, Tensor] = {}
     (final,) = pnp_translate(
-        model, kept, prompts, [[target]], watch=lambda _, timestep, latents: sampling.update({timestep: latents.cpu()})
+        model, inverted.kept, prompts, [[target]], watch=lambda _, timestep, latents: sampling.update({timestep: latents.cpu()})
     )
     picture = model.decode(final)
     if not torch.isfinite(picture).all():
         raise NonFiniteError("the result holds NaN or infinity; try dtype='float32'")
-    inversion = {timestep: kept[:, i].cpu() for i, timestep in enumerate(keep)}
+    inversion = {timestep: inverted.kept[:, i].cpu() for i, timestep in enumerate(inverted.timesteps)}
     return Translation(Image.fromarray(to_pixels(picture)), Image.fromarray(pixels), inversion, sampling)

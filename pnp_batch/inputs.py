@@ -104,7 +104,7 @@ class Expansion:
             raise self._error(loc, f"no prompts: {hint} (first without: {without[0]})")
 
     def _translation(self, spec: InputSpec, prompt: PromptSpec, place: Loc | Row) -> Translation:
-        return Translation(prompt.prompt, self.manifest.defaults.overridden(spec, prompt), place)
+        return Translation(prompt.prompt, self.manifest.defaults.overridden(spec, prompt).settled(), place)
 
     def _sources(self, spec: InputSpec, loc: Loc) -> Iterator[Source]:
         if spec.generate is not None:

@@ -83,6 +83,8 @@ HINTS = {
     "save_steps": "the inversion latents that are needed are kept by themselves; leave this out",
 }
 
+AUTHORS_INVERSION_STEPS = 999
+
 PROMPT_FILES = (".txt", ".csv", ".jsonl")
 
 
@@ -216,8 +218,9 @@ class Settings(_Value):
     pnp_attn_t: Fraction = 0.5
     pnp_f_layers: Layers | None = None
     pnp_attn_layers: Layers | None = None
-    inversion_method: Literal["ddim"] = "ddim"
-    num_inversion_steps: Steps = 999
+    inversion_method: Literal["auto", "ddim", "fixed-point"] = "auto"
+    num_inversion_steps: Steps | None = None
+    inversion_tolerance: Annotated[float, Field(gt=0, le=0.1)] = 1e-3
     inversion_prompt: Text = ""
     negative_prompt: Text = ""
     negative_alpha: Fraction = 0.0
@@ -229,6 +232,14 @@ class Settings(_Value):
         f = own[0] if self.pnp_f_layers is None else self.pnp_f_layers
         attn = own[1] if self.pnp_attn_layers is None else self.pnp_attn_layers
         return tuple(sorted(set(f))), tuple(sorted(set(attn)))
+
+    def settled(self) -> Settings:
+        """These settings with `auto` decided: who names a number of inversion steps wants the authors' scheme."""
+        method = self.inversion_method
+        if method == "auto":
+            method = "fixed-point" if self.num_inversion_steps is None else "ddim"
+        steps = AUTHORS_INVERSION_STEPS if method == "ddim" and self.num_inversion_steps is None else self.num_inversion_steps
+        return self.model_copy(update={"inversion_method": method, "num_inversion_steps": steps})
 
     def overridden(self, *others: Settings) -> Settings:
         """These settings with what the others wrote on top, the last one winning."""

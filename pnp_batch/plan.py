@@ -23,14 +23,8 @@ PACKAGE_JOBS = 32
 
 INVERT_VERSION = 1  # part of every trajectory key: raise it when the same settings give other latents
 
-TRAJECTORY_SETTINGS = (
-    "height",
-    "width",
-    "num_inference_steps",
-    "inversion_method",
-    "num_inversion_steps",
-    "inversion_prompt",
-)
+INVERSION_SETTINGS = ("inversion_method", "num_inversion_steps", "inversion_tolerance", "inversion_prompt")
+TRAJECTORY_SETTINGS = ("height", "width", "num_inference_steps", *INVERSION_SETTINGS)
 TRANSLATION_SETTINGS = (
     "guidance_scale",
     "pnp_f_t",
@@ -40,6 +34,8 @@ TRANSLATION_SETTINGS = (
     "negative_schedule",
     "seed",
 )
+
+FIXED_POINT_CALLS = 1.2  # UNet rows a step, measured on the built-in model (docs/performance.md)
 
 Size = tuple[int, int]
 
@@ -66,12 +62,9 @@ class Job:
         return self.source.generate.prompt if self.source.generate else self.settings.inversion_prompt
 
     @property
-    def forward_steps(self) -> int:
-        """Steps of the loop that makes its trajectory."""
-        own = self.source.generate
-        if own is None:
-            return self.settings.num_inversion_steps
-        return own.num_inference_steps or self.settings.num_inference_steps
+    def own_steps(self) -> int | None:
+        """Steps of the grid its trajectory is made on; None where that is the sampling grid itself."""
+        return self.source.generate.num_inference_steps if self.source.generate else self.settings.num_inversion_steps
 
 
 @dataclass(frozen=True)
@@ -125,11 +118,14 @@ class Estimate:
 
 
 def _trajectory_rows(job: Job, schedule: Schedule) -> int:
-    if job.source.generate is None:
-        # The round trip that measures the reconstruction error is part of an inversion.
-        steps = job.settings.num_inference_steps
-        return schedule.steps_up_to(steps, job.settings.num_inversion_steps) + steps
-    return job.forward_steps * (1 if job.source.generate.guidance_scale in (0, 1) else 2)
+    """UNet rows of a trajectory: counted for `ddim` and generated pictures, expected for `fixed-point`."""
+    steps = job.settings.num_inference_steps
+    if job.source.generate is not None:
+        return (job.own_steps or steps) * (1 if job.source.generate.guidance_scale in (0, 1) else 2)
+    if job.settings.inversion_method == "fixed-point":
+        return round(steps * FIXED_POINT_CALLS)
+    # The round trip that measures the reconstruction error is part of it.
+    return schedule.steps_up_to(steps, job.own_steps or steps) + steps
 
 
 @dataclass
@@ -167,7 +163,7 @@ class Plan:
         open_jobs: dict[Any, list[Job]] = {}
         index = 0
         for job in self.jobs():
-            kind = (job.size, job.settings.num_inference_steps, job.forward_steps, job.source.generate is None)
+            kind = (job.size, job.settings.num_inference_steps, job.settings.inversion_method, job.own_steps, job.source.generate is None)
             open_jobs.setdefault(kind, []).append(job)
             if len(open_jobs[kind]) == PACKAGE_JOBS:
                 yield Package(index, tuple(open_jobs.pop(kind)))
@@ -229,10 +225,11 @@ def trajectory_key(job: Job, pixels: str | None, fingerprint: str, dtype: str) -
         "num_inference_steps": settings.num_inference_steps,
     }
     if job.source.generate:
-        content |= {"generate": job.source.generate.model_dump() | {"num_inference_steps": job.forward_steps}}
+        content |= {"generate": job.source.generate.model_dump() | {"num_inference_steps": job.own_steps or settings.num_inference_steps}}
     else:
-        content |= {"pixels": pixels, "inversion_prompt": settings.inversion_prompt}
-        content |= {"inversion_method": settings.inversion_method, "num_inversion_steps": settings.num_inversion_steps}
+        content |= {"pixels": pixels, **{name: getattr(settings, name) for name in INVERSION_SETTINGS}}
+        if settings.inversion_method == "ddim":
+            del content["inversion_tolerance"]  # it means nothing there
     return key_of(content)
 
 
@@ -316,11 +313,12 @@ class _Checker:
     def _check_grid(self, source: Source, translation: Translation) -> None:
         settings, own = translation.settings, source.generate
         key = "generate.num_inference_steps" if own else "num_inversion_steps"
-        within = (own.num_inference_steps or settings.num_inference_steps) if own else settings.num_inversion_steps
-        if self._first_time("grid", settings.num_inference_steps, within):
-            self._refuse(
-                translation, key, lambda: self.checkpoint.schedule.sampling_grid(settings.num_inference_steps, within)
-            )
+        within = own.num_inference_steps if own else settings.num_inversion_steps
+        steps = settings.num_inference_steps
+        if self._first_time("grid", steps, within, settings.inversion_method, own is None):
+            self._refuse(translation, key, lambda: self.checkpoint.schedule.sampling_grid(steps, within or steps))
+            if own is None and settings.inversion_method == "fixed-point" and within is not None:
+                self._add(translation, key, "fixed-point inverts the sampling steps themselves; leave num_inversion_steps out")
 
     def _check_layers(self, translation: Translation) -> None:
         settings = translation.settings

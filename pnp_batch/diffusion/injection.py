@@ -7,7 +7,7 @@ leaves that only feed it are replaced by modules that compute nothing. So inject
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 from torch import Tensor, nn
@@ -61,22 +61,31 @@ def injected(sites: Sequence[Site], features: Features) -> Iterator[None]:
         sites: The sites to inject at.
         features: For each leaf of a site its output, with as many rows as the forward pass will have.
     """
+    with replaced(
+        (site.resnet if isinstance(site, FeatureSite) else site.attention, name, module)
+        for site in sites
+        for name, module in _replacements(site, features).items()
+    ):
+        yield
+
+
+@contextmanager
+def replaced(modules: Iterable[tuple[nn.Module, str, nn.Module]]) -> Iterator[None]:
+    """Within the block, each named child of an owner is another module; afterwards all are what they were."""
     with ExitStack() as stack:
-        for site in sites:
-            for name, module in _replacements(site, features).items():
-                owner = site.resnet if isinstance(site, FeatureSite) else site.attention
-                stack.callback(setattr, owner, name, getattr(owner, name))
-                setattr(owner, name, module)
+        for owner, name, module in modules:
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, module)
         yield
 
 
 def _replacements(site: Site, features: Features) -> dict[str, nn.Module]:
     if isinstance(site, FeatureSite):
-        return {"norm1": _Nothing(), "conv1": _Nothing(), "norm2": nn.Identity(), "conv2": _Given(features[site.name])}
-    return {"to_q": _Given(features[f"{site.name}.q"]), "to_k": _Given(features[f"{site.name}.k"])}
+        return {"norm1": _Nothing(), "conv1": _Nothing(), "norm2": nn.Identity(), "conv2": Given(features[site.name])}
+    return {"to_q": Given(features[f"{site.name}.q"]), "to_k": Given(features[f"{site.name}.k"])}
 
 
-class _Given(nn.Module):
+class Given(nn.Module):
     """Returns a known output, whatever it is given."""
 
     def __init__(self, output: Tensor) -> None:

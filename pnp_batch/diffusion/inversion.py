@@ -35,7 +35,6 @@ def ddim_invert(
         keep: Descending sampling timesteps; a subset of the inversion grid.
         loop: Runs the steps (with checkpoints and progress).
     """
-    texts = model.encode_texts(prompts)
     grid = model.checkpoint.schedule.timesteps(steps)[::-1]
     place = {timestep: i for i, timestep in enumerate(keep)}
     kept = latents.new_empty(len(latents), len(keep), *latents.shape[1:])
@@ -43,7 +42,7 @@ def ddim_invert(
     def step(i: int, state: dict[str, Tensor]) -> None:
         timestep = grid[i]
         a_from = model.alphas[grid[i - 1]] if i else model.final_alpha
-        noise = model.noise(state["latents"], timestep, texts)
+        noise = model.noise(state["latents"], timestep, prompts)
         state["latents"] = ddim.move(state["latents"], noise, a_from, model.alphas[timestep])
         if timestep in place:
             state["kept"][:, place[timestep]] = state["latents"]
@@ -80,7 +79,7 @@ def sample_trajectory(
     kept = latents.new_empty(len(latents), len(keep), *latents.shape[1:])
     owner = torch.tensor([i for i, own in enumerate(rows) for _ in own], device=latents.device)
     weights = torch.tensor([row.weight for own in rows for row in own], device=latents.device)
-    texts = model.encode_texts([row.text for own in rows for row in own])
+    texts = [row.text for own in rows for row in own]
 
     def step(i: int, state: dict[str, Tensor]) -> None:
         timestep = grid[i]

@@ -16,11 +16,24 @@ from torch import Tensor
 
 from pnp_batch.checkpoint import Checkpoint
 from pnp_batch.diffusion import ddim
+from pnp_batch.diffusion.injection import Given, replaced
 from pnp_batch.diffusion.loading import load_parts
 from pnp_batch.diffusion.sites import Site, attention_sites, feature_sites
 from pnp_batch.errors import EnvironmentFailure, ModelError
 
 log = logging.getLogger(__name__)
+
+
+# A batch sees the same texts at every step. Keys and values of a text take 4 MB in Stable Diffusion 1.5, so few are kept.
+CACHED_TEXTS, CACHED_BATCHES = 64, 4
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A text's features, and its keys and values in every cross-attention."""
+
+    hidden: Tensor
+    projected: list[Tensor]
 
 
 @dataclass
@@ -50,27 +63,30 @@ class DiffusionModel:
     device: torch.device
     dtype: torch.dtype
     rows: int = 0
-    _texts: dict[str, Tensor] = field(default_factory=dict)
+    _texts: dict[str, _Text] = field(default_factory=dict)
+    _batches: dict[tuple[str, ...], tuple[Tensor, list[tuple[Any, str, Given]]]] = field(default_factory=dict)
 
     @torch.inference_mode()
-    def predict(self, latents: Tensor, timestep: int, texts: Tensor) -> Tensor:
+    def predict(self, latents: Tensor, timestep: int, texts: Sequence[str]) -> Tensor:
         """One UNet pass.
 
         Args:
             latents: (rows, 4, height, width) float32.
             timestep: The timestep the UNet is told.
-            texts: (rows, tokens, channels) from `encode_texts`.
+            texts: What each row sees.
 
         Returns:
             (rows, 4, height, width) float32: noise or v, as the model predicts.
         """
         self.rows += len(latents)
-        (output,) = self.unet(
-            latents.to(self.dtype),
-            torch.tensor(timestep, device=self.device),
-            encoder_hidden_states=texts,
-            return_dict=False,
-        )
+        hidden, projections = self._conditioning(tuple(texts))
+        with replaced(projections):
+            (output,) = self.unet(
+                latents.to(self.dtype),
+                torch.tensor(timestep, device=self.device),
+                encoder_hidden_states=hidden,
+                return_dict=False,
+            )
         return output.float()  # type: ignore[no-any-return]
 
     def seconds_per_pass(self, size: tuple[int, int], rows: int) -> float:
@@ -82,14 +98,14 @@ class DiffusionModel:
         """
         cell = self.checkpoint.cell
         latents = torch.randn(rows, 4, size[1] // cell, size[0] // cell, device=self.device)
-        texts = self.encode_texts([""] * rows)
+        texts = [""] * rows
         for _ in range(2):  # the first pass pays for allocation and kernel choice
             begin = time.perf_counter()
             self.predict(latents, 1, texts).sum().item()
         return time.perf_counter() - begin
 
     @torch.inference_mode()
-    def noise(self, latents: Tensor, timestep: int, texts: Tensor) -> Tensor:
+    def noise(self, latents: Tensor, timestep: int, texts: Sequence[str]) -> Tensor:
         """The noise predicted at a timestep, without guidance; shapes as in `predict`."""
         return ddim.noise_from(
             self.predict(latents, timestep, texts), latents, self.alphas[timestep], self.prediction_type
@@ -100,10 +116,33 @@ class DiffusionModel:
         return self.alphas[timesteps[index + 1]] if index + 1 < len(timesteps) else self.final_alpha
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Text features, (rows, tokens, channels) in `dtype`. Each text is encoded once, alone, so that no batch changes it."""
-        for text in set(texts) - set(self._texts):
-            self._texts[text] = self._encode_text(text)
-        return torch.cat([self._texts[text] for text in texts])
+        """Text features, (rows, tokens, channels) in `dtype`."""
+        return torch.cat([self._text(text).hidden for text in texts])
+
+    def _conditioning(self, texts: tuple[str, ...]) -> tuple[Tensor, list[tuple[Any, str, Given]]]:
+        """What the rows of a pass see, and the cross-attention projections of it, which no step changes."""
+        if texts not in self._batches:
+            _make_room(self._batches, CACHED_BATCHES)
+            known = [self._text(text) for text in texts]
+            outputs = (torch.cat(rows) for rows in zip(*(text.projected for text in known), strict=True))
+            leaves = ((attention, name) for attention in self._cross_attentions for name in ("to_k", "to_v"))
+            projections = [(owner, name, Given(output)) for (owner, name), output in zip(leaves, outputs, strict=True)]
+            self._batches[texts] = torch.cat([text.hidden for text in known]), projections
+        return self._batches[texts]
+
+    @torch.inference_mode()
+    def _text(self, text: str) -> _Text:
+        """Each text is encoded and projected once, alone, so that no batch changes it."""
+        if text not in self._texts:
+            _make_room(self._texts, CACHED_TEXTS)
+            hidden = self._encode_text(text)
+            projected = [leaf(hidden) for each in self._cross_attentions for leaf in (each.to_k, each.to_v)]
+            self._texts[text] = _Text(hidden, projected)
+        return self._texts[text]
+
+    @cached_property
+    def _cross_attentions(self) -> list[Any]:
+        return [module for name, module in self.unet.named_modules() if name.endswith(".attn2")]
 
     @torch.inference_mode()
     def _encode_text(self, text: str) -> Tensor:
@@ -158,6 +197,12 @@ class DiffusionModel:
             find = feature_sites if kind == "f" else attention_sites
             self._sites[kind, layers] = list(find(self.unet, layers))
         return self._sites[kind, layers]
+
+
+def _make_room(cache: dict[Any, Any], size: int) -> None:
+    """Drops the oldest entries until one more fits."""
+    while len(cache) >= size:
+        cache.pop(next(iter(cache)))
 
 
 def to_pixels(image: Tensor) -> NDArray[np.uint8]:

@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pnp_batch.diffusion.fixed_point import fixed_point_invert
 from pnp_batch.diffusion.guidance import Row
 from pnp_batch.diffusion.inversion import ddim_invert, reconstruct, sample_trajectory
 from pnp_batch.diffusion.model import DiffusionModel, to_pixels
 from pnp_batch.diffusion.steps import Loop
-from pnp_batch.manifest import GenerateSpec
+from pnp_batch.manifest import AUTHORS_INVERSION_STEPS, GenerateSpec, Settings
 from pnp_batch.media.images import Pixels
 
 
@@ -28,9 +29,11 @@ class Trajectory:
         latents: (steps, 4, height, width) float32, one per sampling timestep.
         timesteps: Descending.
         source: The guidance image, (height, width, 3) uint8.
-        reconstruction: What sampling back from the noisiest latent gives, likewise.
+        reconstruction: What sampling back from the noisiest latent gives, likewise (`fixed-point` adds up its residuals
+            instead, which are the errors of the steps; that leaves out how a step passes on the errors above it).
         errors: `reconstruction_psnr` in dB against the source's pixels, `vae_psnr` (the same for the VAE alone, the best
-            any inversion can reach) and `reconstruction_mse` of the latents; empty for a generated image.
+            any inversion can reach), `reconstruction_mse` of the latents, `inverted_by`, `inversion_rows` and, for
+            `fixed-point`, `inversion_residual` and `reconstruction_is_estimated`; empty for a generated image.
         is_finite: Whether neither latents nor pictures hold NaN or infinity.
     """
 
@@ -38,34 +41,118 @@ class Trajectory:
     timesteps: list[int]
     source: Pixels
     reconstruction: Pixels
-    errors: dict[str, float]
+    errors: dict[str, Any]
     is_finite: bool
 
 
 def of_pictures(
-    model: DiffusionModel,
-    pictures: Sequence[Pixels],
-    prompts: Sequence[str],
-    inversion_steps: int,
-    steps: int,
-    loop: Loop,
+    model: DiffusionModel, pictures: Sequence[Pixels], prompts: Sequence[str], settings: Settings, loop: Loop
 ) -> list[Trajectory]:
-    """Inverts pictures of one size (method.md, section 2).
+    """Inverts pictures of one size and says what the inversion is worth (method.md, section 2).
 
     Args:
         model: The model.
         pictures: (height, width, 3) uint8 each.
         prompts: The inversion prompt of each.
-        inversion_steps: `num_inversion_steps`.
-        steps: `num_inference_steps`; its grid must be a subset of the inversion grid.
+        settings: `num_inference_steps` and the inversion settings, which all share.
         loop: Runs the steps.
     """
-    timesteps = model.checkpoint.schedule.sampling_grid(steps, inversion_steps)
     # One by one: a picture's latent must not depend on its neighbours in the batch.
     clean = torch.cat([model.encode_image(picture) for picture in pictures])
-    kept = ddim_invert(model, clean, prompts, inversion_steps, timesteps, loop)
-    back = reconstruct(model, kept[:, 0], prompts, timesteps, loop)
-    return [_measured(model, pictures[i], clean[i], kept[i], back[i], timesteps) for i in range(len(pictures))]
+    inverted = invert(model, clean, prompts, settings, loop)
+    back = inverted.back
+    if back is None:
+        back = reconstruct(model, inverted.kept[:, 0], prompts, inverted.timesteps, loop)
+    return [
+        _measured(model, pictures[i], clean[i], inverted.kept[i], back[i], inverted.timesteps, inverted.how[i])
+        for i in range(len(pictures))
+    ]
+
+
+@dataclass(frozen=True)
+class Inverted:
+    """Inverted latents.
+
+    Attributes:
+        kept: (rows, steps, 4, height, width) float32.
+        timesteps: Descending.
+        back: (rows, 4, height, width) what sampling back gives, where that is known already.
+        how: For each row what is to be told about it.
+    """
+
+    kept: Tensor
+    timesteps: list[int]
+    back: Tensor | None
+    how: list[dict[str, Any]]
+
+
+def invert(model: DiffusionModel, clean: Tensor, prompts: Sequence[str], settings: Settings, loop: Loop) -> Inverted:
+    """Inverts latents by `settings.inversion_method`.
+
+    Args:
+        model: The model.
+        clean: (rows, 4, height, width) float32, the latents of the pictures.
+        prompts: The inversion prompt of each.
+        settings: `num_inference_steps` and the inversion settings, `auto` decided.
+        loop: Runs the steps.
+    """
+    if settings.inversion_method == "fixed-point":
+        return _by_fixed_point(model, clean, prompts, settings, loop)
+    return _by_ddim(model, clean, prompts, settings, loop)
+
+
+def _by_ddim(model: DiffusionModel, clean: Tensor, prompts: Sequence[str], settings: Settings, loop: Loop) -> Inverted:
+    steps = settings.num_inversion_steps or AUTHORS_INVERSION_STEPS
+    timesteps = model.checkpoint.schedule.sampling_grid(settings.num_inference_steps, steps)
+    kept = ddim_invert(model, clean, prompts, steps, timesteps, loop)
+    rows = model.checkpoint.schedule.steps_up_to(settings.num_inference_steps, steps)
+    return Inverted(kept, timesteps, None, [{"inverted_by": "ddim", "inversion_rows": rows} for _ in prompts])
+
+
+def _by_fixed_point(
+    model: DiffusionModel, clean: Tensor, prompts: Sequence[str], settings: Settings, loop: Loop
+) -> Inverted:
+    timesteps = model.checkpoint.schedule.timesteps(settings.num_inference_steps)
+    solved = fixed_point_invert(model, clean, prompts, timesteps, settings.inversion_tolerance, loop)
+    how: list[dict[str, Any]] = [
+        {
+            "inverted_by": "fixed-point",
+            "inversion_rows": int(solved.calls[i]),
+            "inversion_residual": float(solved.residual[i]),
+            "reconstruction_is_estimated": True,
+        }
+        for i in range(len(prompts))
+    ]
+    kept, back = solved.kept, clean + solved.drift
+    if unsolved := [i for i, is_solved in enumerate(solved.solved) if not is_solved]:
+        _replace_unsolved(model, clean, prompts, settings, loop, unsolved, kept, back, how)
+    return Inverted(kept, timesteps, back, how)
+
+
+def _replace_unsolved(
+    model: DiffusionModel,
+    clean: Tensor,
+    prompts: Sequence[str],
+    settings: Settings,
+    loop: Loop,
+    rows: list[int],
+    kept: Tensor,
+    back: Tensor,
+    how: list[dict[str, Any]],
+) -> None:
+    """The safe scheme for rows that did not converge: plain DDIM, and whichever of the two samples back better stays."""
+    own_prompts = [prompts[i] for i in rows]
+    within = model.checkpoint.schedule.nearest_containing(AUTHORS_INVERSION_STEPS, settings.num_inference_steps)[-1]
+    timesteps = model.checkpoint.schedule.timesteps(settings.num_inference_steps)
+    plain = ddim_invert(model, clean[rows], own_prompts, within, timesteps, loop)
+    sampled = [reconstruct(model, each[:, 0], own_prompts, timesteps, loop) for each in (kept[rows], plain)]
+    errors = [(each - clean[rows]).square().flatten(1).mean(1) for each in sampled]
+    for n, row in enumerate(rows):
+        better = bool(errors[1][n] < errors[0][n])
+        back[row] = sampled[better][n]
+        how[row] |= {"inverted_by": "ddim" if better else "fixed-point", "reconstruction_is_estimated": False}
+        how[row] |= {"inversion_converged": False}
+        kept[row] = plain[n] if better else kept[row]
 
 
 def of_prompts(
@@ -104,14 +191,20 @@ def _rows(spec: GenerateSpec) -> list[Row]:
 
 
 def _measured(
-    model: DiffusionModel, source: Pixels, clean: Tensor, kept: Tensor, back: Tensor, timesteps: list[int]
+    model: DiffusionModel,
+    source: Pixels,
+    clean: Tensor,
+    kept: Tensor,
+    back: Tensor,
+    timesteps: list[int],
+    how: dict[str, Any],
 ) -> Trajectory:
     picture = model.decode(back[None])
     reconstruction = to_pixels(picture)
     finite = _finite(kept, picture)
-    errors: dict[str, Any] = {}
+    errors = dict(how)
     if finite:
-        errors = {
+        errors |= {
             "reconstruction_psnr": psnr(source, reconstruction),
             "vae_psnr": psnr(source, to_pixels(model.decode(clean[None]))),
             "reconstruction_mse": float((back - clean).square().mean()),

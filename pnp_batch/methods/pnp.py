@@ -67,14 +67,13 @@ def translate(
         For each batch its final latents, (targets, 4, height, width) float32.
     """
     timesteps = model.checkpoint.schedule.timesteps(trajectory.shape[1])
-    source_texts = model.encode_texts(source_prompts)
     start = {
         str(n): trajectory[[target.source for target in batch], 0].to(model.device) for n, batch in enumerate(batches)
     }
 
     def step(i: int, state: State) -> None:
         sites = _wanted_sites(model, batches, i)
-        features = _source_features(model, trajectory[:, i], timesteps[i], source_texts, sites)
+        features = _source_features(model, trajectory[:, i], timesteps[i], source_prompts, sites)
         for n, batch in enumerate(batches):
             output = _guided_output(model, batch, state[str(n)], timesteps[i], i, features)
             state[str(n)] = denoise(model, state[str(n)], output, timesteps, i)
@@ -98,7 +97,7 @@ def _wanted_sites(model: DiffusionModel, batches: Sequence[Batch], step: int) ->
 
 
 def _source_features(
-    model: DiffusionModel, latents: Tensor, timestep: int, texts: Tensor, sites: Sequence[Site]
+    model: DiffusionModel, latents: Tensor, timestep: int, texts: Sequence[str], sites: Sequence[Site]
 ) -> Features:
     """The source row: features of all guidance images at one timestep, no deeper than the last wanted site."""
     if not sites:
@@ -135,5 +134,5 @@ def _pass(
     source = torch.tensor([batch[n].source for n, _ in rows], device=model.device)
     names = [name for site in sites for name in site.leaves]
     with injected(sites, {name: features[name][source] for name in names}):
-        output = model.predict(latents[owner], timestep, model.encode_texts([row.text for _, row in rows]))
+        output = model.predict(latents[owner], timestep, [row.text for _, row in rows])
     return weighted_sum(output, owner, weights, len(batch))

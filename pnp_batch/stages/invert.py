@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pnp_batch.errors import NonFiniteError
-from pnp_batch.plan import Job
+from pnp_batch.plan import INVERSION_SETTINGS, Job
 from pnp_batch.stages.batches import Group, attempt, incomplete
 from pnp_batch.stages.work import Context, Item, described
 
@@ -51,16 +51,13 @@ def _compute(context: Context, group: Group[Item]) -> None:
     keys = [item.key for item in batch]
     job, prompts = batch[0].job, [item.job.prompt for item in batch]
     loop = CheckpointedLoop(context.checkpoints(STAGE, keys), context.model, context.events.step)
+    settings = job.settings
     if job.source.generate:
         specs = [item.job.source.generate for item in batch if item.job.source.generate]
-        made = trajectories.of_prompts(
-            context.model, specs, job.size or (0, 0), job.forward_steps, job.settings.num_inference_steps, loop
-        )
+        steps = settings.num_inference_steps
+        made = trajectories.of_prompts(context.model, specs, job.size or (0, 0), job.own_steps or steps, steps, loop)
     else:
-        pixels = [item.pixels for item in batch]
-        made = trajectories.of_pictures(
-            context.model, pixels, prompts, job.forward_steps, job.settings.num_inference_steps, loop
-        )
+        made = trajectories.of_pictures(context.model, [item.pixels for item in batch], prompts, settings, loop)
     failed = [item.key for item, trajectory in zip(batch, made, strict=True) if not trajectory.is_finite]
     how = described(context, keys, failed, time.monotonic() - begin)
     for item, trajectory in zip(batch, made, strict=True):
@@ -77,7 +74,7 @@ def _publish(context: Context, item: Item, trajectory: Trajectory, how: dict[str
         "trajectory": {"latents": trajectory.latents.astype(kept), "timesteps": np.array(trajectory.timesteps)},
         "preview": {"source": trajectory.source, "reconstruction": trajectory.reconstruction},
     }
-    meta = how | {"source": item.job.source.name, "settings": _settings(item.job)} | trajectory.errors
+    meta = how | {"source": item.job.source.name, "settings": _settings(item.job), "errors": trajectory.errors}
     item.artifact = context.store.publish(STAGE, item.key, shards, meta)
     context.events.made(STAGE, 1)
 
@@ -85,5 +82,4 @@ def _publish(context: Context, item: Item, trajectory: Trajectory, how: dict[str
 def _settings(job: Job) -> dict[str, Any]:
     if job.source.generate:
         return job.source.generate.model_dump()
-    names = ("num_inference_steps", "inversion_method", "num_inversion_steps", "inversion_prompt")
-    return {name: getattr(job.settings, name) for name in names}
+    return {name: getattr(job.settings, name) for name in ("num_inference_steps", *INVERSION_SETTINGS)}

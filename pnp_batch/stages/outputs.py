@@ -111,4 +111,4 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
     with disk_errors_named(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab", buffering=0) as file:
-            file.write(line.encode())
+            file.write(line.encode(errors="backslashreplace"))  # a name that is not UTF-8 stays valid JSON

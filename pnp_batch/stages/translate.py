@@ -17,6 +17,18 @@ from pnp_batch.store.artifacts import CorruptArtifact
 
 STAGE = "translate"
 
+# What a result's row says about its guidance image's inversion; null where it does not apply.
+FIGURES = (
+    "reconstruction_psnr",
+    "vae_psnr",
+    "reconstruction_mse",
+    "reconstruction_is_estimated",
+    "inverted_by",
+    "inversion_rows",
+    "inversion_residual",
+    "inversion_converged",
+)
+
 
 def run(context: Context, items: Sequence[Item]) -> None:
     """Publishes every result that is missing and whose trajectory is there."""
@@ -124,7 +136,10 @@ def _about(unit: Unit) -> dict[str, Any]:
         "pnp_f_layers": list(unit.layers[0]),
         "pnp_attn_layers": list(unit.layers[1]),
     }
-    trajectory = unit.item.find()
-    errors = ("reconstruction_psnr", "vae_psnr", "reconstruction_mse")
-    found = {name: trajectory.meta.get(name) for name in errors} if trajectory else {}
-    return {"prompt": unit.translation.prompt, "settings": values, "trajectory": unit.item.key, "errors": found}
+    errors = trajectory.meta["errors"] if (trajectory := unit.item.find()) else {}
+    return {
+        "prompt": unit.translation.prompt,
+        "settings": values,
+        "trajectory": unit.item.key,
+        "errors": {name: errors.get(name) for name in FIGURES},
+    }

@@ -175,7 +175,7 @@ def test_negative_prompts_follow_the_papers_equation(model: DiffusionModel, late
     (t,) = model.checkpoint.schedule.timesteps(1)
     kept = latents[:1, None]
     (result,) = translate(model, kept, [""], [[Target(0, "a cat", settings, (4,), (4,))]])
-    outputs = model.predict(latents[:1].repeat(3, 1, 1, 1), t, model.encode_texts(["a cat", "", "ugly"]))
+    outputs = model.predict(latents[:1].repeat(3, 1, 1, 1), t, ["a cat", "", "ugly"])
     guided = 4.0 * outputs[0] + (1 - 4.0) * (0.25 * outputs[1] + 0.75 * outputs[2])
     expected = plain_step(latents[:1], plain_noise(model, guided[None], latents[:1], t), model.alphas[t], model.final_alpha)
     assert close(result, expected)

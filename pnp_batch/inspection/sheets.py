@@ -149,7 +149,7 @@ def attention_map(queries: Tensor, keys: Tensor, heads: int) -> Tensor:
 
 def _read(model: DiffusionModel, subject: Subject, step: int, sites: Sequence[Site]) -> dict[str, Tensor]:
     latents = subject.latents[step][None].to(model.device)
-    text = model.encode_texts([subject.item.job.prompt])
+    text = [subject.item.job.prompt]
     return read_features(sites, lambda: model.predict(latents, subject.timesteps[step], text))
 
 

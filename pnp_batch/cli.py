@@ -344,6 +344,7 @@ def store_gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
 ) -> int:
     """Free space: half-built and corrupt artifacts, saved loops, and on request what no manifest names any more."""
+    from pnp_batch.evaluation.kept import keys_about
     from pnp_batch.survey import keys_in_use
 
     loaded = [_load(path) for path in manifests]
@@ -351,6 +352,8 @@ def store_gc(
         raise typer.BadParameter("these manifests do not share one store", param_hint="MANIFEST...")
     used = {key for manifest in loaded for key in _keys(manifest, keys_in_use)} if unused else None
     store = _store(manifests[0])
+    if used is not None:
+        used |= set(keys_about(store, used))
     garbage = list(store.garbage(used))
     size = sum(file.stat().st_size for path in garbage for file in ([path] if path.is_file() else path.rglob("*")))
     for path in garbage if not dry_run else ():

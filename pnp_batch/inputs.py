@@ -166,7 +166,7 @@ class Expansion:
         if not _is_folder(folder):
             missing = f"no such folder: {folder}{near_file(folder)}"
             raise self._error(loc, f"{written} is a file; write `image: {written}`" if _is_file(folder) else missing)
-        if self._results_below(folder).parts[-1:] in ((), ("..",)):
+        if set(self._results_below(folder).parts) <= {".."}:  # the way there leads up only
             raise self._error(loc, f"{written}: the results would land among these pictures; change output_dir")
 
     def _walk(self, folder: Path, loc: Loc) -> Iterator[str]:
@@ -190,9 +190,8 @@ class Expansion:
 
     def _results_below(self, folder: Path) -> PurePosixPath:
         """Where this manifest's own results lie, seen from a folder: a second run must not take them for inputs."""
-        return PurePosixPath(
-            os.path.relpath(os.path.realpath(self.manifest.output / "images"), os.path.realpath(folder))
-        )
+        results = os.path.realpath(self.manifest.output / "images")
+        return PurePosixPath(os.path.relpath(results, os.path.realpath(folder)))
 
     def _error(self, loc: Loc, message: str) -> ManifestError:
         return ManifestError([self.manifest.problem(loc, message)])

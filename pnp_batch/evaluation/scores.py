@@ -17,6 +17,7 @@ from pnp_batch.errors import ItemError, ManifestError
 from pnp_batch.evaluation.alignment import PixelAlignment
 from pnp_batch.evaluation.backbones import Backbone, locate
 from pnp_batch.evaluation.closed_forms import ClosedForms
+from pnp_batch.evaluation.kept import STAGE
 from pnp_batch.evaluation.lpips import Lpips, load_lpips
 from pnp_batch.evaluation.masks import Masks
 from pnp_batch.evaluation.structure import KeyReader, StructureDistance
@@ -29,7 +30,6 @@ from pnp_batch.store import Artifact, key_of
 from pnp_batch.store.artifacts import CorruptArtifact
 from pnp_batch.store.keys import sha256
 
-STAGE = "evaluate"
 BATCH = 16  # results computed at once
 
 # What a name in `evaluation.metrics` stands for, and what it adds where the source has a mask.

@@ -19,13 +19,11 @@ class Basis:
         mean: (channels,).
         vectors: (channels, 3), the leading first.
         deviations: (3,): standard deviation along each.
-        share: Part of the variance that the three hold.
     """
 
     mean: Tensor
     vectors: Tensor
     deviations: Tensor
-    share: float
 
     def colours(self, rows: Tensor) -> Tensor:
         """Feature rows (places, channels) as colours (places, 3) in [0, 1]; the same feature gives the same colour everywhere."""
@@ -54,19 +52,21 @@ class Moments:
         """
         mean = self._sum / self._count
         values, vectors = torch.linalg.eigh(self._squares / self._count - torch.outer(mean, mean))
-        values = values.clamp(min=0)
         vectors = vectors[:, -COMPONENTS:].flip(1)
         reference = torch.ones_like(vectors) if like is None else like.vectors
         signs = torch.where((vectors * reference).sum(0) < 0, -1.0, 1.0)
-        leading = values[-COMPONENTS:].flip(0)
-        return Basis(mean, vectors * signs, leading.sqrt(), float(leading.sum() / values.sum().clamp(min=1e-30)))
+        return Basis(mean, vectors * signs, values[-COMPONENTS:].flip(0).clamp(min=0).sqrt())
 
 
-def of_map(attention: Tensor) -> Tensor:
+def of_map(attention: Tensor, like: Tensor | None = None) -> Tensor:
     """Colours (tokens, 3) of a self-attention map (tokens, tokens): each place by what it attends to.
 
     The basis is the picture's own, since the columns are its places. Found by subspace iteration: the covariance of
     4096 tokens is too large to take apart whole.
+
+    Args:
+        attention: The map.
+        like: Colours of the same picture at a neighbouring timestep, to keep signs.
     """
     rows = attention.double()
     centred = rows - rows.mean(0)
@@ -75,6 +75,6 @@ def of_map(attention: Tensor) -> Tensor:
         guess, _ = torch.linalg.qr(centred.T @ (centred @ guess))
     _, values, vectors = torch.linalg.svd(centred @ guess, full_matrices=False)
     directions = (guess @ vectors.T)[:, :COMPONENTS]
-    directions = directions * torch.where(directions.sum(0) < 0, -1.0, 1.0)
-    deviations = values[:COMPONENTS] / len(rows) ** 0.5
-    return Basis(rows.mean(0), directions, deviations, 1.0).colours(rows)
+    agreement = directions.sum(0) if like is None else ((centred @ directions) * (like - 0.5)).sum(0)
+    directions = directions * torch.where(agreement < 0, -1.0, 1.0)
+    return Basis(rows.mean(0), directions, values[:COMPONENTS] / len(rows) ** 0.5).colours(rows)

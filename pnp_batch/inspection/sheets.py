@@ -92,16 +92,16 @@ def attention(model: DiffusionModel, found: Sequence[Subject], layers: Sequence[
     sites = [site for site in model.sites("a", tuple(layers)) if isinstance(site, AttentionSite)]
     shown = [subject for subject in found if subject.shown]
     steps = places(len(found[0].timesteps), count)
-    pictures = {}
+    pictures: dict[tuple[int, str, int], Pixels] = {}
     for i, subject in enumerate(shown):
+        height, width = subject.latents.shape[-2:]
+        colours: dict[str, Tensor] = {}
         for step in steps:
             own = _read(model, subject, step, sites)
-            height, width = subject.latents.shape[-2:]
             for site in sites:
-                colours = of_map(
-                    attention_map(own[f"{site.name}.q"][0], own[f"{site.name}.k"][0], site.attention.heads)
-                )
-                pictures[i, site.name, step] = _as_picture(colours, height / width)
+                found_map = attention_map(own[f"{site.name}.q"][0], own[f"{site.name}.k"][0], site.attention.heads)
+                colours[site.name] = of_map(found_map, colours.get(site.name))
+                pictures[i, site.name, step] = _as_picture(colours[site.name], height / width)
     rows = {f"layer {site.name.removeprefix('a').removesuffix('.0')}": site.name for site in sites}
     return [_sheet(subject, i, rows, steps, pictures) for i, subject in enumerate(shown)]
 

@@ -50,14 +50,31 @@ VAE: Rules = [
 ]
 
 
-def write_single_file(pipeline: Path, target: Path) -> None:
-    """Writes a Stable Diffusion 1.x folder of four levels as one file."""
+OPEN_CLIP: Rules = [
+    (r"^embeddings\.position_embedding\.weight", "positional_embedding"),
+    (r"^embeddings\.token_embedding", "token_embedding"),
+    (r"^final_layer_norm", "ln_final"),
+    (r"^encoder\.layers", "transformer.resblocks"),
+    (r"layer_norm([12])", r"ln_\1"),
+    (r"self_attn\.", "attn."),
+    (r"mlp\.fc1", "mlp.c_fc"),
+    (r"mlp\.fc2", "mlp.c_proj"),
+]
+
+
+def write_single_file(pipeline: Path, target: Path, *, open_clip: bool = False) -> None:
+    """Writes a folder of four levels as one file, as Stable Diffusion 1.x or, with `open_clip`, as 2.x is."""
     unet = load_file(pipeline / "unet/diffusion_pytorch_model.safetensors")
     vae = load_file(pipeline / "vae/diffusion_pytorch_model.safetensors")
     text = load_file(pipeline / "text_encoder/model.safetensors")
     weights = {f"model.diffusion_model.{_unet_name(name)}": weight for name, weight in unet.items()}
-    weights |= {f"first_stage_model.{_renamed(name, VAE)}": _as_convolution(name, weight) for name, weight in vae.items()}
-    weights |= {f"cond_stage_model.transformer.text_model.{name}": weight for name, weight in text.items()}
+    weights |= {
+        f"first_stage_model.{_renamed(name, VAE)}": _as_convolution(name, weight) for name, weight in vae.items()
+    }
+    if open_clip:
+        weights |= {f"cond_stage_model.model.{name}": weight for name, weight in _as_open_clip(text).items()}
+    else:
+        weights |= {f"cond_stage_model.transformer.text_model.{name}": weight for name, weight in text.items()}
     save_file({name: weight.contiguous() for name, weight in weights.items()}, target)
 
 
@@ -75,6 +92,16 @@ def _as_convolution(name: str, weight: torch.Tensor) -> torch.Tensor:
     """The original VAE's attention is made of 1x1 convolutions."""
     is_attention = re.search(r"attentions\.0\.to_\w+(\.0)?\.weight", name)
     return weight[:, :, None, None] if is_attention else weight
+
+
+def _as_open_clip(text: Weights) -> Weights:
+    """OpenCLIP keeps queries, keys and values in one matrix."""
+    weights = {_renamed(name, OPEN_CLIP): weight for name, weight in text.items() if not re.search(r"[qkv]_proj", name)}
+    for name in (name for name in text if "q_proj" in name):
+        together = torch.cat([text[name.replace("q_proj", f"{part}_proj")] for part in "qkv"])
+        weights[re.sub(r"q_proj\.", "in_proj_", _renamed(name, OPEN_CLIP))] = together
+    width = text["final_layer_norm.weight"].numel()
+    return weights | {"text_projection": torch.eye(width)}
 
 
 def same_weights(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:

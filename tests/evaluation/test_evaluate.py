@@ -211,6 +211,16 @@ def test_a_corrupt_result_is_named_and_the_others_are_measured(project: Project)
     assert len(rows) == 3  # set aside: the next run makes it again
 
 
+def test_freeing_space_keeps_the_numbers_of_results_that_are_named(project: Project) -> None:
+    evaluated(project, metrics=["psnr"])
+    numbers = len(kept(project))
+    assert numbers == 4
+    project.pnp("store gc", "--unused")
+    assert len(kept(project)) == numbers
+    project.write(INPUTS[:1]).pnp("store gc", "--unused")
+    assert len(kept(project)) == 2
+
+
 def test_table_in_the_layout_of_pie_bench(project: Project) -> None:
     _, said = evaluated(project, "--table", **BACKBONES)
     assert "| Method | Structure distance x10³ ↓ | PSNR ↑" in said

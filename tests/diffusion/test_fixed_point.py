@@ -1,0 +1,90 @@
+"""The implicit inversion: it gives back the picture, in few calls, and says so where it does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pnp_batch.checkpoint import resolve
+from pnp_batch.diffusion.fixed_point import Inversion, fixed_point_invert
+from pnp_batch.diffusion.inversion import ddim_invert, reconstruct
+from pnp_batch.diffusion.model import DiffusionModel, load_model
+from pnp_batch.diffusion.steps import plain_loop
+from pnp_batch.diffusion.trajectories import of_pictures
+from pnp_batch.manifest import Settings
+from pnp_batch.media.images import Pixels
+from pnp_batch.shapes.scenes import random_scene, render
+
+SCENES = 3
+
+
+@pytest.fixture(scope="module")
+def model() -> DiffusionModel:
+    return load_model(resolve("builtin:shapes", Path.cwd()), torch.device("cpu"), "float32")
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Pixels]:
+    return [render(random_scene(seed))[0] for seed in range(SCENES)]
+
+
+@pytest.fixture(scope="module")
+def clean(model: DiffusionModel, pictures: list[Pixels]) -> torch.Tensor:
+    return torch.cat([model.encode_image(picture) for picture in pictures])
+
+
+@pytest.fixture(scope="module")
+def inversion(model: DiffusionModel, clean: torch.Tensor) -> Inversion:
+    return fixed_point_invert(model, clean, [""] * SCENES, model.checkpoint.schedule.timesteps(50), 1e-3)
+
+
+def round_trip(model: DiffusionModel, kept: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+    back = reconstruct(model, kept[:, 0], [""] * len(clean), model.checkpoint.schedule.timesteps(50))
+    return (back - clean).square().flatten(1).mean(1).sqrt()
+
+
+def test_it_comes_back_far_better_than_the_plain_rule_at_about_the_same_cost(
+    model: DiffusionModel, clean: torch.Tensor, inversion: Inversion
+) -> None:
+    plain = ddim_invert(model, clean, [""] * SCENES, 50, model.checkpoint.schedule.timesteps(50))
+    error, plain_error = round_trip(model, inversion.kept, clean), round_trip(model, plain, clean)
+    assert (error < 0.01).all() and (error < plain_error / 5).all()
+    assert (inversion.calls <= 70).all() and all(inversion.solved)
+
+
+def test_the_sum_of_residuals_is_no_optimist(model: DiffusionModel, clean: torch.Tensor, inversion: Inversion) -> None:
+    estimated = inversion.drift.square().flatten(1).mean(1).sqrt()
+    assert (estimated >= round_trip(model, inversion.kept, clean)).all() and (estimated < 0.05).all()
+
+
+def test_neighbours_in_a_batch_change_nothing(model: DiffusionModel, clean: torch.Tensor, inversion: Inversion) -> None:
+    alone = fixed_point_invert(model, clean[:1], [""], model.checkpoint.schedule.timesteps(50), 1e-3)
+    assert alone.calls[0] == inversion.calls[0]
+    assert torch.allclose(alone.kept[0], inversion.kept[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("grey", [0, 127, 255])
+def test_flat_pictures_invert_too(model: DiffusionModel, grey: int) -> None:
+    flat = model.encode_image(np.full((64, 64, 3), grey, np.uint8))
+    inversion = fixed_point_invert(model, flat, [""], model.checkpoint.schedule.timesteps(50), 1e-3)
+    assert round_trip(model, inversion.kept, flat).item() < 0.05
+
+
+def test_a_picture_that_does_not_converge_says_so_and_keeps_the_better_scheme(
+    model: DiffusionModel, pictures: list[Pixels]
+) -> None:
+    """No float32 iteration reaches 1e-9, so every picture takes the way out."""
+    settings = Settings(num_inference_steps=5, inversion_method="fixed-point", inversion_tolerance=1e-9)
+    (trajectory,) = of_pictures(model, pictures[:1], [""], settings, plain_loop)
+    assert trajectory.errors["inversion_converged"] is False
+    assert trajectory.errors["inverted_by"] in ("ddim", "fixed-point")
+    assert trajectory.errors["reconstruction_is_estimated"] is False and trajectory.is_finite
+
+
+def test_who_names_a_number_of_inversion_steps_gets_the_authors_scheme() -> None:
+    assert Settings().settled().inversion_method == "fixed-point"
+    assert Settings(num_inversion_steps=50).settled().inversion_method == "ddim"
+    assert Settings(inversion_method="ddim").settled().num_inversion_steps == 999

@@ -26,9 +26,9 @@ Spectrum = NDArray[np.complex128]
 SIDE = 192  # longer side at which edges are compared: finer texture only disturbs
 SCALES = np.exp(np.linspace(-0.3, 0.3, 21))  # 0.74 to 1.35 in steps of 3%
 MAX_SHIFT = 0.25  # of a side; beyond it little of the picture is left to compare
-# Height of the peak over the root mean square of the surface. Scenes that have nothing to do with each other stay below 8;
-# docs/evaluation.md has what this threshold costs and saves.
-LEAST_SHARPNESS = 12.0
+# Least height of the peak over the root mean square of the surface, for edges of 64 pixels a side; it grows with the root of
+# the side. Chosen so that of scenes that have nothing to do with each other 2% pass at most (docs/evaluation.md).
+LEAST_SHARPNESS = 8.0
 UNRELATED = "the edges of result and source have too little in common to be aligned"
 
 
@@ -40,7 +40,7 @@ class Alignment:
         shift_x: Pixels to the right.
         shift_y: Pixels down.
         scale: Magnification about the centre, before the shift.
-        sharpness: How far the best match stands out; below `LEAST_SHARPNESS` the rest means nothing.
+        sharpness: How far the best match stands out, over what it takes to be believed; below 1 the rest means nothing.
     """
 
     shift_x: float
@@ -66,7 +66,8 @@ def align(source: Pixels, result: Pixels) -> Alignment:
     step = float(np.log(SCALES[1] / SCALES[0]))
     scale = float(SCALES[best] * np.exp(step * _vertex(heights, best)))
     sharpness, y, x = peaks[best]
-    return Alignment(x * width / size[0], y * height / size[1], scale, sharpness)
+    needed = LEAST_SHARPNESS * math.sqrt(max(size) / 64)
+    return Alignment(x * width / size[0], y * height / size[1], scale, sharpness / needed)
 
 
 def _spectrum(pixels: Pixels, size: tuple[int, int], scale: float = 1.0) -> Spectrum:
@@ -120,7 +121,7 @@ class PixelAlignment:
         return [self._of(align(pair.source, pair.result)) for pair in pairs]
 
     def _of(self, found: Alignment) -> Values:
-        if found.sharpness < LEAST_SHARPNESS:
+        if found.sharpness < 1:
             return dict.fromkeys(self.columns, UNRELATED)
         shift = math.hypot(found.shift_x, found.shift_y)
         return {"shift": shift, "shift_x": found.shift_x, "shift_y": found.shift_y, "scale": found.scale}

@@ -52,7 +52,7 @@ MASKED: Mapping[str, tuple[str, ...]] = {
     "lpips": ("lpips_pie",),
     "clip_similarity": ("clip_similarity_inside",),
 }
-GENERATED = "a generated guidance image is not inverted"
+NOT_INVERTED = "nothing was inverted: a generated guidance image, or a method that needs no trajectory"
 NO_MASK = "evaluation.masks holds none for the source"
 NO_LPIPS = "no weights are named: write `evaluation: {lpips: FILE}`; docs/evaluation.md says how to make the file"
 
@@ -123,7 +123,7 @@ class Finding:
             ItemError: The guidance image is gone.
         """
         store = self.unit.item.context.store
-        source_key = str(self.artifact.meta.get("trajectory"))
+        source_key = str(self.artifact.meta.get("trajectory", self.unit.item.key))
         trajectory = store.find("invert", source_key)
         source = store.load(trajectory, "preview")["source"] if trajectory else self.unit.item.pixels
         result = store.load(self.artifact, "result")["image"]
@@ -219,9 +219,9 @@ class _Scorer:
 
     def _score(self, finding: Finding, values: dict[str, Value]) -> Score:
         meta, unit = finding.artifact.meta, finding.unit
-        psnr = meta["errors"].get("reconstruction_psnr")
+        psnr = meta.get("errors", {}).get("reconstruction_psnr")
         values |= self.unavailable
-        values["reconstruction_psnr"] = GENERATED if psnr is None else float(psnr)
+        values["reconstruction_psnr"] = NOT_INVERTED if psnr is None else float(psnr)
         if self.masks and finding.mask is None:
             values |= dict.fromkeys(self.masked, NO_MASK)
         outputs = self.context.outputs

@@ -30,7 +30,7 @@ ABOUT = {
 STYLE = """
 :root { color-scheme: light dark; }
 body { font: 15px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 1600px; padding: 24px; }
-table { border-collapse: collapse; } th { font-weight: 500; text-align: left; padding: 4px 8px 4px 0; }
+table { border-collapse: collapse; } th { font-weight: 500; text-align: left; padding: 4px 8px 4px 3px; }
 td { padding: 3px; } img { width: 160px; image-rendering: pixelated; display: block; border-radius: 4px; }
 h2 { margin: 32px 0 8px; overflow-wrap: anywhere; } .scroll { overflow-x: auto; } tbody th { max-width: 180px; }
 """

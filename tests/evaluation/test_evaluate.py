@@ -84,7 +84,7 @@ def test_one_row_per_result_with_every_number(project: Project) -> None:
             isinstance(row[name], float) for name in ("structure_distance", "lpips", "clip_similarity", "text_gain")
         )
     assert rows[-1]["reconstruction_psnr"] is None
-    assert "reconstruction_psnr: not computed for 1 result: a generated guidance image is not inverted" in said
+    assert "reconstruction_psnr: not computed for 1 result: nothing was inverted: a generated guidance image" in said
 
 
 def test_second_time_computes_nothing_and_says_the_same(project: Project) -> None:
@@ -219,6 +219,16 @@ def test_freeing_space_keeps_the_numbers_of_results_that_are_named(project: Proj
     assert len(kept(project)) == numbers
     project.write(INPUTS[:1]).pnp("store gc", "--unused")
     assert len(kept(project)) == 2
+
+
+def test_without_the_trajectory_the_source_is_decoded_again(project: Project) -> None:
+    rows, _ = evaluated(project, metrics=["psnr"])
+    shutil.rmtree(project.store / "evaluate")
+    shutil.rmtree(project.store / "invert")
+    again, said = evaluated(project, metrics=["psnr"])
+    assert [row["psnr"] for row in again[:3]] == [row["psnr"] for row in rows[:3]]
+    assert again[3]["psnr"] is None  # a generated guidance image is nowhere else
+    assert "a picture cannot be read" in said
 
 
 def test_table_in_the_layout_of_pie_bench(project: Project) -> None:

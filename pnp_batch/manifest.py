@@ -341,6 +341,7 @@ class RunSpec(_Value):
     batch_size: Annotated[int | Literal["auto"], PlainValidator(_auto_or_count)] = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     bank: Annotated[Literal["auto", "off"], BeforeValidator(_off_is_a_word)] = "auto"
+    reconstruction: Literal["measured", "skipped"] = "measured"
     store: Name | None = None
     checkpoint_seconds: Annotated[Number, Field(ge=0)] = 30.0
 

@@ -65,6 +65,7 @@ class Worker:
             events=self.events,
             batch_size=None if run.batch_size == "auto" else run.batch_size,
             checkpoint_seconds=run.checkpoint_seconds,
+            measure=run.reconstruction == "measured",
         )
 
     def process(self, package: Package, stages: Sequence[str] = tuple(STAGES)) -> list[Unit]:

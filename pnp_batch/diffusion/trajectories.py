@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,13 +40,18 @@ class Trajectory:
     latents: NDArray[np.float32]
     timesteps: list[int]
     source: Pixels
-    reconstruction: Pixels
+    reconstruction: Pixels | None
     errors: dict[str, Any]
     is_finite: bool
 
 
 def of_pictures(
-    model: DiffusionModel, pictures: Sequence[Pixels], prompts: Sequence[str], settings: Settings, loop: Loop
+    model: DiffusionModel,
+    pictures: Sequence[Pixels],
+    prompts: Sequence[str],
+    settings: Settings,
+    loop: Loop,
+    measure: bool = True,
 ) -> list[Trajectory]:
     """Inverts pictures of one size and says what the inversion is worth (method.md, section 2).
 
@@ -56,17 +61,19 @@ def of_pictures(
         prompts: The inversion prompt of each.
         settings: `num_inference_steps` and the inversion settings, which all share.
         loop: Runs the steps.
+        measure: Whether to sample back what `ddim` inverted, `num_inference_steps` rows a picture, to see its error.
     """
     # One by one: a picture's latent must not depend on its neighbours in the batch.
     clean = torch.cat([model.encode_image(picture) for picture in pictures])
     inverted = invert(model, clean, prompts, settings, loop)
     back = inverted.back
-    if back is None:
+    if back is None and measure:
         back = reconstruct(model, inverted.kept[:, 0], prompts, inverted.timesteps, loop)
-    return [
-        _measured(model, pictures[i], clean[i], inverted.kept[i], back[i], inverted.timesteps, inverted.how[i])
-        for i in range(len(pictures))
-    ]
+    made = []
+    for i, picture in enumerate(pictures):
+        plain = Trajectory(inverted.kept[i].cpu().numpy(), inverted.timesteps, picture, None, inverted.how[i], _finite(inverted.kept[i]))
+        made.append(plain if back is None else _measured(model, plain, clean[i], back[i]))
+    return made
 
 
 @dataclass(frozen=True)
@@ -190,26 +197,18 @@ def _rows(spec: GenerateSpec) -> list[Row]:
     return [row for row in rows if row.weight != 0]
 
 
-def _measured(
-    model: DiffusionModel,
-    source: Pixels,
-    clean: Tensor,
-    kept: Tensor,
-    back: Tensor,
-    timesteps: list[int],
-    how: dict[str, Any],
-) -> Trajectory:
+def _measured(model: DiffusionModel, trajectory: Trajectory, clean: Tensor, back: Tensor) -> Trajectory:
+    """The trajectory with its reconstruction and what that differs by."""
     picture = model.decode(back[None])
     reconstruction = to_pixels(picture)
-    finite = _finite(kept, picture)
-    errors = dict(how)
-    if finite:
-        errors |= {
-            "reconstruction_psnr": psnr(source, reconstruction),
-            "vae_psnr": psnr(source, to_pixels(model.decode(clean[None]))),
-            "reconstruction_mse": float((back - clean).square().mean()),
-        }
-    return Trajectory(kept.cpu().numpy(), timesteps, source, reconstruction, errors, finite)
+    if not (trajectory.is_finite and _finite(picture)):
+        return replace(trajectory, reconstruction=reconstruction, is_finite=False)
+    errors = {
+        "reconstruction_psnr": psnr(trajectory.source, reconstruction),
+        "vae_psnr": psnr(trajectory.source, to_pixels(model.decode(clean[None]))),
+        "reconstruction_mse": float((back - clean).square().mean()),
+    }
+    return replace(trajectory, reconstruction=reconstruction, errors=trajectory.errors | errors)
 
 
 def _finite(*tensors: Tensor) -> bool:

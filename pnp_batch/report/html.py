@@ -214,8 +214,8 @@ def _verdict_of(rows: Sequence[Row]) -> Verdict:
 
 def _about(row: Row) -> str:
     size = f"{row['width']} \N{MULTIPLICATION SIGN} {row['height']}" if row.get("width") and row.get("height") else ""
-    is_inverted = row.get("reconstruction_psnr") is not None and row.get("num_inversion_steps")
-    return " · ".join(filter(None, (size, f"{row['num_inversion_steps']} inversion steps" if is_inverted else "")))
+    inverted_by = f"inverted by {row['inverted_by']} in {row['inversion_rows']} UNet rows" if row.get("inverted_by") else ""
+    return " · ".join(filter(None, (size, inverted_by)))
 
 
 def _guide(store: ArtifactStore, trajectory: str | None, is_inverted: bool) -> Guide:
@@ -228,10 +228,11 @@ def _guide(store: ArtifactStore, trajectory: str | None, is_inverted: bool) -> G
         return Guide(missing="The store no longer holds the inversion, so source and reconstruction cannot be shown.")
     try:
         preview = store.load(artifact, "preview")
-        source, reconstruction = thumbnail_of(preview["source"]), thumbnail_of(preview["reconstruction"])
+        source = thumbnail_of(preview["source"])
+        reconstruction = thumbnail_of(preview["reconstruction"]) if is_inverted else None
     except (CorruptArtifact, KeyError):
         return Guide(missing="The stored inversion is damaged, so source and reconstruction cannot be shown.")
-    return Guide(source, reconstruction if is_inverted else None)
+    return Guide(source, reconstruction)
 
 
 def _tile(row: Row, root: Path) -> Tile:

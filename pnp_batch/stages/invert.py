@@ -57,7 +57,8 @@ def _compute(context: Context, group: Group[Item]) -> None:
         steps = settings.num_inference_steps
         made = trajectories.of_prompts(context.model, specs, job.size or (0, 0), job.own_steps or steps, steps, loop)
     else:
-        made = trajectories.of_pictures(context.model, [item.pixels for item in batch], prompts, settings, loop)
+        pictures = [item.pixels for item in batch]
+        made = trajectories.of_pictures(context.model, pictures, prompts, settings, loop, context.measure)
     failed = [item.key for item, trajectory in zip(batch, made, strict=True) if not trajectory.is_finite]
     how = described(context, keys, failed, time.monotonic() - begin)
     for item, trajectory in zip(batch, made, strict=True):
@@ -70,10 +71,12 @@ def _publish(context: Context, item: Item, trajectory: Trajectory, how: dict[str
         item.fail(STAGE, NonFiniteError(f"the inversion holds NaN or infinity in {context.dtype}"))
         return
     kept = np.float32 if context.dtype == "float32" else np.float16
-    shards = {
+    shards: dict[str, dict[str, Any]] = {
         "trajectory": {"latents": trajectory.latents.astype(kept), "timesteps": np.array(trajectory.timesteps)},
-        "preview": {"source": trajectory.source, "reconstruction": trajectory.reconstruction},
+        "preview": {"source": trajectory.source},
     }
+    if trajectory.reconstruction is not None:
+        shards["preview"]["reconstruction"] = trajectory.reconstruction
     meta = how | {"source": item.job.source.name, "settings": _settings(item.job), "errors": trajectory.errors}
     item.artifact = context.store.publish(STAGE, item.key, shards, meta)
     context.events.made(STAGE, 1)

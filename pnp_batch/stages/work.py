@@ -52,6 +52,7 @@ class Context:
         events: Who is told.
         batch_size: Translations in one UNet pass; None chooses by `automatic_batch`.
         checkpoint_seconds: Least time between two checkpoints of a loop.
+        measure: Whether to sample back what `ddim` inverted.
     """
 
     store: ArtifactStore
@@ -65,6 +66,7 @@ class Context:
     events: Events
     batch_size: int | None
     checkpoint_seconds: float
+    measure: bool
 
     @property
     def model(self) -> DiffusionModel:

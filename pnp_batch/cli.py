@@ -228,7 +228,9 @@ def evaluate(
 def import_benchmark(
     benchmark: Annotated[str, typer.Argument(help="wild-ti2i, imagenet-r-ti2i or pie-bench.", show_default=False)],
     path: Annotated[Path, typer.Argument(help="The folder or file as its authors publish it.", show_default=False)],
-    model: Annotated[str, typer.Option(help="The model of the manifest.")] = "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    model: Annotated[
+        str, typer.Option(help="The model of the manifest.")
+    ] = "stable-diffusion-v1-5/stable-diffusion-v1-5",
 ) -> int:
     """Print a manifest for a benchmark of the field, masks included: pnp-batch import pie-bench PATH > manifest.yaml"""
     from pnp_batch.evaluation.benchmarks import BENCHMARKS, as_manifest

@@ -123,16 +123,15 @@ class Schedule:
 
     def nearest_containing(self, steps: int, fewer: int, count: int = 4) -> list[int]:
         """The step counts nearest to `steps` whose grid holds the grid of `fewer`."""
-        fits = [
-            n for n in range(fewer, self.num_train_timesteps + 1) if self._is_possible(n) and self.contains(n, fewer)
-        ]
+        wanted = set(self.timesteps(fewer))
+        fits = [n for n in range(fewer, self.num_train_timesteps + 1) if wanted <= self._timesteps_if_possible(n)]
         return sorted(sorted(fits, key=lambda n: abs(n - steps))[:count])
 
-    def _is_possible(self, steps: int) -> bool:
+    def _timesteps_if_possible(self, steps: int) -> set[int]:
         try:
-            return bool(self.timesteps(steps))
+            return set(self.timesteps(steps))
         except ModelError:
-            return False
+            return set()
 
 
 @cache  # asked for every source of a plan

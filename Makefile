@@ -4,10 +4,15 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/pip --disable-pip-version-check
 
-.PHONY: demo test test-fast lint clean
+.PHONY: demo bench test test-fast lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/pnp-batch run manifests/quickstart.yaml
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/throughput.py --size shapes
+	$(BIN)/python benchmarks/throughput.py --size shapes --inversion fixed-point
+	$(BIN)/python benchmarks/throughput.py --size mid --images 2 --prompts 2
 
 test: $(VENV)/.installed-dev lint
 	$(BIN)/pytest

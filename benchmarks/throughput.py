@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pnp_batch.checkpoint import BUILTIN, resolve
+
 from pnp_batch.diffusion.model import DiffusionModel, load_model, pick_device, pick_dtype, to_pixels  # isort: skip
 import torch  # isort: skip  # after pnp_batch, which sets how its threads wait
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -44,7 +45,12 @@ STEPS, GUIDANCE, F_T, ATTN_T = 50, 3.0, 0.8, 0.5
 
 # UNets with random weights, for sizes that no model in the project has.
 UNETS: dict[str, dict[str, Any]] = {
-    "mid": {"sample_size": 32, "block_out_channels": (96, 192, 384, 384), "attention_head_dim": 8, "cross_attention_dim": 96},
+    "mid": {
+        "sample_size": 32,
+        "block_out_channels": (96, 192, 384, 384),
+        "attention_head_dim": 8,
+        "cross_attention_dim": 96,
+    },
     "sd15": {
         "sample_size": 64,
         "block_out_channels": (320, 640, 1280, 1280),
@@ -142,7 +148,9 @@ class Plain:
     def sample(self, trajectory: dict[int, torch.Tensor], empty: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         x, alphas = trajectory[self.timesteps[0]], self.model.alphas
         for i, t in enumerate(self.timesteps):
-            leaves = (self.f_leaves if i < int(STEPS * F_T) else []) + (self.attn_leaves if i < int(STEPS * ATTN_T) else [])
+            leaves = (self.f_leaves if i < int(STEPS * F_T) else []) + (
+                self.attn_leaves if i < int(STEPS * ATTN_T) else []
+            )
             handles = [leaf.register_forward_hook(lambda _m, _i, out: torch.cat([out[:1]] * 3)) for leaf in leaves]
             noise = self.noise(torch.cat([trajectory[t], x, x]), t, torch.cat([empty, empty, text]))
             for handle in handles:

@@ -104,7 +104,11 @@ def _translate(model: DiffusionModel, pixels: Pixels, target: Target) -> Transla
     inverted = invert(model, model.encode_image(pixels), prompts, chosen, plain_loop)
     sampling: dict[int, Tensor] = {}
     (final,) = pnp_translate(
-        model, inverted.kept, prompts, [[target]], watch=lambda _, timestep, latents: sampling.update({timestep: latents.cpu()})
+        model,
+        inverted.kept,
+        prompts,
+        [[target]],
+        watch=lambda _, timestep, latents: sampling.update({timestep: latents.cpu()}),
     )
     picture = model.decode(final)
     if not torch.isfinite(picture).all():

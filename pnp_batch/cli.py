@@ -22,7 +22,7 @@ from pnp_batch.errors import EnvironmentFailure, ManifestError, ModelError, PnpE
 if TYPE_CHECKING:
     from pnp_batch.checkpoint import Checkpoint
     from pnp_batch.manifest import Manifest
-    from pnp_batch.plan import Plan
+    from pnp_batch.plan import Checked, Plan
 
 OK, SOME_FAILED, WRONG_INPUT, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -137,9 +137,9 @@ def _conclude(plan: Plan, failed: int, complete: bool) -> int:
 @_verb
 def validate(manifest: ManifestPath) -> int:
     """Check a manifest and everything it names; start nothing."""
-    plan = _plan(_load(manifest))
-    estimate = plan.estimate()
-    print(f"{manifest} is valid: {estimate.translations} results of {estimate.sources} guidance images")
+    loaded = _load(manifest)
+    checked = _check(loaded, _checkpoint(loaded))
+    print(f"{manifest} is valid: {checked.translations} results of {checked.sources} guidance images")
     return OK
 
 
@@ -389,14 +389,21 @@ def _checkpoint(manifest: Manifest) -> Checkpoint:
 def _plan(manifest: Manifest, limit: int | None = None, retry_failed: bool = False, quiet: bool = False) -> Plan:
     """Checks everything and gives the plan; prints warnings unless `quiet`."""
     from pnp_batch.failures import FailureList
-    from pnp_batch.plan import Plan, check
+    from pnp_batch.plan import Plan
 
     checkpoint = _checkpoint(manifest)
-    warnings = check(manifest, checkpoint)
-    for message in () if quiet else warnings:
-        _say(f"warning: {message}")
+    _check(manifest, checkpoint, quiet)
     only = frozenset(FailureList(manifest).rows) if retry_failed else None
     return Plan(manifest, checkpoint, limit, only)
+
+
+def _check(manifest: Manifest, checkpoint: Checkpoint, quiet: bool = False) -> Checked:
+    from pnp_batch.plan import check
+
+    checked = check(manifest, checkpoint)
+    for message in () if quiet else checked.warnings:
+        _say(f"warning: {message}")
+    return checked
 
 
 def _worker(plan: Plan) -> Any:

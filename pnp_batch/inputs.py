@@ -14,6 +14,7 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -31,6 +32,7 @@ from pnp_batch.manifest import (
     prompt_from_row,
 )
 from pnp_batch.media.images import SUFFIXES
+from pnp_batch.store.keys import key_of
 
 ROW_FILE_KEYS = ("file_name", "image", "image_path", "init_img", "file")
 
@@ -62,6 +64,11 @@ class Translation:
     settings: Settings
     loc: Loc | Row
 
+    @cached_property
+    def id(self) -> str:
+        """What it is called, whatever picture it is applied to: prompt and settings."""
+        return key_of({"prompt": self.prompt, **{name: getattr(self.settings, name) for name in Settings.model_fields}})
+
 
 @dataclass
 class Expansion:
@@ -84,6 +91,7 @@ class Expansion:
     def _input(self, spec: InputSpec, loc: Loc) -> Iterator[tuple[Source, tuple[Translation, ...]]]:
         prompts = _Prompts(self.manifest, spec, loc)
         without: list[str] = []
+        shared: tuple[Any, tuple[Translation, ...]] = (None, ())  # a folder's pictures mostly share their prompts
         for source in self._sources(spec, loc):
             try:
                 found = prompts.of(source)
@@ -91,7 +99,9 @@ class Expansion:
                 self.problems.extend(error.problems)
                 continue
             if found:
-                yield source, tuple(self._translation(spec, prompt, place) for prompt, place in found)
+                if found is not shared[0]:
+                    shared = found, tuple(self._translation(spec, prompt, place) for prompt, place in found)
+                yield source, shared[1]
             else:
                 without.append(_name_in_rows(source))
         self.problems.extend(prompts.unused(without))
@@ -253,6 +263,8 @@ class _Prompts:
 
     def __init__(self, manifest: Manifest, spec: InputSpec, loc: Loc) -> None:
         self._manifest, self._spec, self._loc = manifest, spec, loc
+        written = enumerate(spec.prompts or ())
+        self._written = None if spec.prompts is None else [(prompt, (*loc, "prompts", i)) for i, prompt in written]
         self._common: list[tuple[PromptSpec, Row]] = []
         self._used: set[str] = set()
         self.by_file: dict[str, list[tuple[PromptSpec, Row]]] = {}
@@ -266,12 +278,14 @@ class _Prompts:
         Raises:
             ManifestError: Its sidecar file is wrong.
         """
-        if self._spec.prompts is not None:
-            return [(prompt, (*self._loc, "prompts", i)) for i, prompt in enumerate(self._spec.prompts)]
+        if self._written is not None:
+            return self._written
         if self.file is None:
             return self._sidecar(source)
         names = {_name_in_rows(source), source.name, str(source.path)} & self.by_file.keys()
         self._used |= names
+        if not names:
+            return self._common
         return [*self._common, *(each for name in sorted(names) for each in self.by_file[name])]
 
     def unused(self, without: Sequence[str]) -> list[Problem]:

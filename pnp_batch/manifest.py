@@ -238,7 +238,11 @@ class Settings(_Value):
         method = self.inversion_method
         if method == "auto":
             method = "fixed-point" if self.num_inversion_steps is None else "ddim"
-        steps = AUTHORS_INVERSION_STEPS if method == "ddim" and self.num_inversion_steps is None else self.num_inversion_steps
+        steps = (
+            AUTHORS_INVERSION_STEPS
+            if method == "ddim" and self.num_inversion_steps is None
+            else self.num_inversion_steps
+        )
         return self.model_copy(update={"inversion_method": method, "num_inversion_steps": steps})
 
     def overridden(self, *others: Settings) -> Settings:

@@ -17,7 +17,7 @@ from pnp_batch.inputs import Expansion, Source, Translation
 from pnp_batch.manifest import Manifest, Settings
 from pnp_batch.media.images import DECODE_VERSION, fitted_size, picture_size
 from pnp_batch.methods import METHODS
-from pnp_batch.store.keys import key_of
+from pnp_batch.store.keys import canonical_json, key_of, sha256
 
 PACKAGE_JOBS = 32
 
@@ -163,7 +163,13 @@ class Plan:
         open_jobs: dict[Any, list[Job]] = {}
         index = 0
         for job in self.jobs():
-            kind = (job.size, job.settings.num_inference_steps, job.settings.inversion_method, job.own_steps, job.source.generate is None)
+            kind = (
+                job.size,
+                job.settings.num_inference_steps,
+                job.settings.inversion_method,
+                job.own_steps,
+                job.source.generate is None,
+            )
             open_jobs.setdefault(kind, []).append(job)
             if len(open_jobs[kind]) == PACKAGE_JOBS:
                 yield Package(index, tuple(open_jobs.pop(kind)))
@@ -202,8 +208,8 @@ def _working_size(source: Source, settings: Settings, checkpoint: Checkpoint) ->
 def unit_id(source: Source, translation: Translation) -> str:
     """What a result is called before its pixels are known: source, prompt and settings."""
     generate = source.generate.model_dump() if source.generate else None
-    place = str(source.path) if source.path else None
-    return key_of({"path": place, "generate": generate, "prompt": translation.prompt, **_dump(translation.settings)})
+    place = str(source.path) if source.path else canonical_json(generate)
+    return sha256(f"{place}\n{translation.id}".encode(errors="surrogateescape"))
 
 
 def trajectory_key(job: Job, pixels: str | None, fingerprint: str, dtype: str) -> str:
@@ -225,7 +231,10 @@ def trajectory_key(job: Job, pixels: str | None, fingerprint: str, dtype: str) -
         "num_inference_steps": settings.num_inference_steps,
     }
     if job.source.generate:
-        content |= {"generate": job.source.generate.model_dump() | {"num_inference_steps": job.own_steps or settings.num_inference_steps}}
+        content |= {
+            "generate": job.source.generate.model_dump()
+            | {"num_inference_steps": job.own_steps or settings.num_inference_steps}
+        }
     else:
         content |= {"pixels": pixels, **{name: getattr(settings, name) for name in INVERSION_SETTINGS}}
         if settings.inversion_method == "ddim":
@@ -253,24 +262,42 @@ def pixels_of(size: Size) -> str:
     return f"pixels {size[0]}x{size[1]} decoder {DECODE_VERSION}"
 
 
-def check(manifest: Manifest, checkpoint: Checkpoint) -> list[str]:
-    """Everything about a manifest that can be known before anything is started.
+@dataclass(frozen=True)
+class Checked:
+    """What a valid manifest names.
 
-    Returns:
-        Warnings: prompts that will be cut, sizes that will be rounded, pictures without prompts.
+    Attributes:
+        sources: Guidance images.
+        translations: Results.
+        warnings: Prompts that will be cut, sizes that will be rounded, pictures without prompts.
+    """
+
+    sources: int
+    translations: int
+    warnings: list[str]
+
+
+def check(manifest: Manifest, checkpoint: Checkpoint) -> Checked:
+    """Everything about a manifest that can be known before anything is started, without opening a picture.
 
     Raises:
         ManifestError: With every problem found: files, prompts, step grids, layers, collisions.
     """
     checker = _Checker(manifest, checkpoint)
     expansion = Expansion(manifest)
+    checked: tuple[Translation, ...] = ()
+    sources = 0
     for source, translations in expansion:
-        for translation in translations:
-            checker.check(source, translation)
+        if source.generate is not None or translations is not checked:
+            for translation in translations:
+                checker.check(source, translation)
+            checked = translations
+        checker.check_is_new(source, translations)
+        sources += 1
     problems = [*expansion.problems, *checker.problems]
     if problems:
         raise ManifestError(problems)
-    return [*expansion.warnings, *checker.warnings]
+    return Checked(sources, checker.results, [*expansion.warnings, *checker.warnings])
 
 
 class _Checker:
@@ -282,24 +309,25 @@ class _Checker:
         self.warnings: list[str] = []
         self._asked: set[Any] = set()
         self._units: set[int] = set()
+        self.results = 0
 
     def check(self, source: Source, translation: Translation) -> None:
         """Adds to `problems` and `warnings`."""
-        settings = translation.settings
         self._check_grid(source, translation)
         self._check_layers(translation)
         self._check_size(translation)
         for key, text in self._texts(source, translation).items():
             self._check_length(key, text)
-        unit = int(unit_id(source, translation)[:16], 16)
-        if unit in self._units:
-            self._add(
-                translation,
-                "prompt",
-                f"{source.name} is already translated to '{translation.prompt}' with these very settings",
-            )
-        self._units.add(unit)
-        assert settings.method in METHODS
+
+    def check_is_new(self, source: Source, translations: Iterable[Translation]) -> None:
+        """Adds a problem for every result that an earlier input names already."""
+        for translation in translations:
+            unit = int(unit_id(source, translation)[:16], 16)
+            if unit in self._units:
+                what = f"{source.name} is already translated to '{translation.prompt}' with these very settings"
+                self._add(translation, "prompt", what)
+            self._units.add(unit)
+            self.results += 1
 
     def _texts(self, source: Source, translation: Translation) -> dict[str, str]:
         texts = {"prompt": translation.prompt, "negative_prompt": translation.settings.negative_prompt}
@@ -318,7 +346,9 @@ class _Checker:
         if self._first_time("grid", steps, within, settings.inversion_method, own is None):
             self._refuse(translation, key, lambda: self.checkpoint.schedule.sampling_grid(steps, within or steps))
             if own is None and settings.inversion_method == "fixed-point" and within is not None:
-                self._add(translation, key, "fixed-point inverts the sampling steps themselves; leave num_inversion_steps out")
+                self._add(
+                    translation, key, "fixed-point inverts the sampling steps themselves; leave num_inversion_steps out"
+                )
 
     def _check_layers(self, translation: Translation) -> None:
         settings = translation.settings
@@ -358,7 +388,3 @@ class _Checker:
 
     def _add(self, translation: Translation, key: str, message: str) -> None:
         self.problems.append(self.manifest.setting_problem(translation.loc, key, message))
-
-
-def _dump(settings: Settings) -> dict[str, Any]:
-    return {name: getattr(settings, name) for name in Settings.model_fields}

@@ -39,9 +39,16 @@ class Project:
     def store(self) -> Path:
         return self.output / "store"
 
-    def write(self, inputs: Sequence[Mapping[str, Any]], *, defaults: Mapping[str, Any] | None = None, **top: Any) -> Project:
+    def write(
+        self, inputs: Sequence[Mapping[str, Any]], *, defaults: Mapping[str, Any] | None = None, **top: Any
+    ) -> Project:
         """Writes the manifest; `run`, `model` and other keys by keyword."""
-        content = {"model": str(TINY_SD), "output_dir": "out", "defaults": FEW_STEPS | dict(defaults or {}), "inputs": list(inputs)}
+        content = {
+            "model": str(TINY_SD),
+            "output_dir": "out",
+            "defaults": FEW_STEPS | dict(defaults or {}),
+            "inputs": list(inputs),
+        }
         self.manifest.write_text(yaml.safe_dump(content | top))
         return self
 
@@ -73,7 +80,9 @@ class Project:
 
     def pictures(self) -> dict[str, bytes]:
         """Every picture in the output folder by name."""
-        return {str(p.relative_to(self.output)): p.read_bytes() for p in sorted((self.output / "images").rglob("*.png"))}
+        return {
+            str(p.relative_to(self.output)): p.read_bytes() for p in sorted((self.output / "images").rglob("*.png"))
+        }
 
     def tensors(self) -> dict[str, bytes]:
         """Every shard in the store by stage, key and name."""

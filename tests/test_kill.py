@@ -39,7 +39,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 def footprint(project: Project) -> set[str]:
     """Everything below the output folder: it changes with every checkpoint, artifact and picture."""
-    return {f"{p}{p.stat().st_mtime_ns}" for p in project.output.rglob("*") if p.is_file() and p.name != "progress.json"}
+    return {
+        f"{p}{p.stat().st_mtime_ns}" for p in project.output.rglob("*") if p.is_file() and p.name != "progress.json"
+    }
 
 
 def wait_for_changes(project: Project, process: ForkServerProcess, count: int) -> bool:
@@ -79,7 +81,9 @@ def test_killed_at_many_moments_and_finished_the_bytes_are_those_of_an_undisturb
 @pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on_and_status_works_meanwhile(project: Project) -> None:
     command = [sys.executable, "-m", "pnp_batch.cli"]
-    project.write([{"image": "0.png", "prompts": ["a toy"]}], defaults={"num_inversion_steps": 999, "height": 256, "width": 256})
+    project.write(
+        [{"image": "0.png", "prompts": ["a toy"]}], defaults={"num_inversion_steps": 999, "height": 256, "width": 256}
+    )
     process = subprocess.Popen([*command, "run", str(project.manifest)], stderr=subprocess.PIPE, text=True)
     while not (project.output / "progress.json").exists():
         assert process.poll() is None
@@ -95,7 +99,9 @@ def test_ctrl_c_says_how_to_go_on_and_status_works_meanwhile(project: Project) -
 
 def small_disk(folder: Path, megabytes: int) -> None:
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip(f"NO TMPFS HERE, A FULL DISK IS NOT TESTED: {mounted.stderr.decode()}")
 

@@ -22,7 +22,9 @@ def project(tmp_path: Path) -> Project:
 @pytest.fixture
 def done(project: Project) -> Project:
     """Two pictures, two prompts each, finished."""
-    project.write([{"image": project.picture(f"{name}.png", seed)} | {"prompts": [*PROMPTS]} for seed, name in enumerate("ab")])
+    project.write(
+        [{"image": project.picture(f"{name}.png", seed)} | {"prompts": [*PROMPTS]} for seed, name in enumerate("ab")]
+    )
     project.pnp("run")
     return project
 
@@ -48,7 +50,9 @@ def test_outputs_are_as_designed(done: Project) -> None:
         assert row["key"][:10] in row["file_name"]
         with Image.open(done.output / row["file_name"]) as picture:
             settings = json.loads(picture.text["pnp-batch"])
-        assert settings["prompt"] == row["prompt"] and settings["key"] == row["key"] and settings["guidance_scale"] == 5.0
+        assert (
+            settings["prompt"] == row["prompt"] and settings["key"] == row["key"] and settings["guidance_scale"] == 5.0
+        )
         assert row["reconstruction_psnr"] <= row["vae_psnr"] + 1
     assert len({row["key"] for row in rows}) == 4
     assert (done.output / "report.html").is_file() and (done.output / "run.log").is_file()
@@ -56,7 +60,9 @@ def test_outputs_are_as_designed(done: Project) -> None:
 
 
 def test_a_finished_run_repeated_computes_nothing_and_changes_no_byte(done: Project) -> None:
-    before = {p: p.read_bytes() for p in done.output.rglob("*") if p.is_file() and p.name not in ("progress.json", "run.log")}
+    before = {
+        p: p.read_bytes() for p in done.output.rglob("*") if p.is_file() and p.name not in ("progress.json", "run.log")
+    }
     assert "0 UNet rows" in done.pnp("run")
     assert before == {p: p.read_bytes() for p in before}
     assert "loaded" not in (done.output / "run.log").read_text().rsplit("run of", 1)[1]
@@ -80,7 +86,9 @@ def test_source_rows_are_computed_once_for_all_prompts_of_a_picture(project: Pro
     prompts = [f"a toy number {i}" for i in range(5)]
     project.write([{"image": project.picture("a.png"), "prompts": prompts}], run={"batch_size": 2})
     project.pnp("run")
-    assert project.progress()["rows"] == (9 + 5) + 4 + 5 * 2 * 5  # 9 of the 10 inversion steps reach the noisiest sampling step
+    assert (
+        project.progress()["rows"] == (9 + 5) + 4 + 5 * 2 * 5
+    )  # 9 of the 10 inversion steps reach the noisiest sampling step
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -268,7 +276,12 @@ def test_prompts_that_override_settings_work_side_by_side(project: Project) -> N
 
 def test_names_cannot_escape_or_collide(project: Project) -> None:
     prompts = ["../../etc/passwd", "a/b", "a b", "A  B", "." * 5, "x" * 300, "приве́т мир"]
-    project.write([{"image": project.picture("a.png"), "prompts": prompts}, {"image": project.picture("sub/a.png", 1), "prompts": ["a b"]}])
+    project.write(
+        [
+            {"image": project.picture("a.png"), "prompts": prompts},
+            {"image": project.picture("sub/a.png", 1), "prompts": ["a b"]},
+        ]
+    )
     project.pnp("run")
     names = [row["file_name"] for row in project.rows()]
     assert len(set(names)) == 8
@@ -279,7 +292,9 @@ def test_names_cannot_escape_or_collide(project: Project) -> None:
 
 def test_generated_guidance_pictures(project: Project) -> None:
     spec = {"prompt": "a horse", "seed": 50, "guidance_scale": 5.0}
-    project.write([{"generate": spec, "prompts": ["a zebra"]}, {"generate": spec | {"seed": 51}, "prompts": ["a zebra"]}])
+    project.write(
+        [{"generate": spec, "prompts": ["a zebra"]}, {"generate": spec | {"seed": 51}, "prompts": ["a zebra"]}]
+    )
     project.pnp("run")
     assert len(set(project.pictures().values())) == 2
 
@@ -315,8 +330,12 @@ def loud_model(tmp_path: Path) -> Path:
     return folder
 
 
-def test_what_half_precision_turns_to_nan_is_made_in_float32_once_and_for_all(project: Project, loud_model: Path) -> None:
-    project.write([{"image": project.picture("a.png"), "prompts": PROMPTS}], model=str(loud_model), run={"dtype": "float16"})
+def test_what_half_precision_turns_to_nan_is_made_in_float32_once_and_for_all(
+    project: Project, loud_model: Path
+) -> None:
+    project.write(
+        [{"image": project.picture("a.png"), "prompts": PROMPTS}], model=str(loud_model), run={"dtype": "float16"}
+    )
     assert "trying float32" in project.pnp("run")
     assert [row["dtype"] for row in project.rows()] == ["float32"] * 2
     project.pnp("run")

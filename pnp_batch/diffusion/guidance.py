@@ -27,6 +27,11 @@ def negative_alpha(settings: Settings, step: int) -> float:
     return settings.negative_alpha * shape[settings.negative_schedule]
 
 
+def is_constant(settings: Settings) -> bool:
+    """Whether every step has the same rows."""
+    return settings.negative_schedule == "constant" or not settings.negative_alpha or not settings.negative_prompt
+
+
 def guidance_rows(prompt: str, settings: Settings, step: int) -> list[Row]:
     """The rows to compute at a sampling step: one where guidance is 1, mostly two, three only where both negatives count."""
     scale, alpha = settings.guidance_scale, negative_alpha(settings, step)

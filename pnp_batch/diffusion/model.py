@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -88,6 +89,13 @@ class DiffusionModel:
                 return_dict=False,
             )
         return output.float()  # type: ignore[no-any-return]
+
+    @cached_property
+    def hardware(self) -> str:
+        """What it runs on, for people who compare seconds."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
     def seconds_per_pass(self, size: tuple[int, int], rows: int) -> float:
         """Seconds of one UNet pass, timed after a warm-up.

@@ -71,7 +71,14 @@ def of_pictures(
         back = reconstruct(model, inverted.kept[:, 0], prompts, inverted.timesteps, loop)
     made = []
     for i, picture in enumerate(pictures):
-        plain = Trajectory(inverted.kept[i].cpu().numpy(), inverted.timesteps, picture, None, inverted.how[i], _finite(inverted.kept[i]))
+        plain = Trajectory(
+            inverted.kept[i].cpu().numpy(),
+            inverted.timesteps,
+            picture,
+            None,
+            inverted.how[i],
+            _finite(inverted.kept[i]),
+        )
         made.append(plain if back is None else _measured(model, plain, clean[i], back[i]))
     return made
 

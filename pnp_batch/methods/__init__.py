@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from pnp_batch.diffusion.guidance import guidance_rows, injected_steps
+from pnp_batch.diffusion.guidance import guidance_rows, injected_steps, is_constant
 from pnp_batch.manifest import Settings
 
 
@@ -34,8 +34,12 @@ class Method:
 
 
 def _guided_rows(settings: Settings) -> int:
-    # The texts decide only whether two rows are one, and a prompt is never empty.
-    return sum(len(guidance_rows("target", settings, i)) for i in range(settings.num_inference_steps))
+    """The texts decide only whether two rows are one, and a prompt is never empty: any will do."""
+    rows = [
+        len(guidance_rows("target", settings, i))
+        for i in range(1 if is_constant(settings) else settings.num_inference_steps)
+    ]
+    return rows[0] * settings.num_inference_steps if len(rows) == 1 else sum(rows)
 
 
 METHODS: dict[str, Method] = {

@@ -214,7 +214,9 @@ def _verdict_of(rows: Sequence[Row]) -> Verdict:
 
 def _about(row: Row) -> str:
     size = f"{row['width']} \N{MULTIPLICATION SIGN} {row['height']}" if row.get("width") and row.get("height") else ""
-    inverted_by = f"inverted by {row['inverted_by']} in {row['inversion_rows']} UNet rows" if row.get("inverted_by") else ""
+    inverted_by = (
+        f"inverted by {row['inverted_by']} in {row['inversion_rows']} UNet rows" if row.get("inverted_by") else ""
+    )
     return " · ".join(filter(None, (size, inverted_by)))
 
 

@@ -209,6 +209,7 @@ def described(context: Context, members: Sequence[str], failed: Sequence[str], s
         "fingerprint": context.fingerprint,
         "dtype": context.dtype,
         "device": context.device,
+        "hardware": context.model.hardware,
         "versions": {name: version(name) for name in ("pnp-batch", "torch", "diffusers", "transformers")},
         "batch": list(members),
         "failed": list(failed),

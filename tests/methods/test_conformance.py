@@ -46,7 +46,12 @@ def test_front_door_reproduces_every_reference_tensor(case: str) -> None:
 def test_cli_reproduces_the_reference(case: str, tmp_path: Path) -> None:
     settings = parameters(case)
     model, image, prompt = (settings.pop(key) for key in ("model", "image", "prompt"))
-    manifest = {"model": model, "output_dir": "out", "defaults": settings, "inputs": [{"image": image, "prompts": [prompt]}]}
+    manifest = {
+        "model": model,
+        "output_dir": "out",
+        "defaults": settings,
+        "inputs": [{"image": image, "prompts": [prompt]}],
+    }
     (tmp_path / "manifest.yaml").write_text(yaml.safe_dump(manifest))
     outcome = CliRunner().invoke(app, ["run", str(tmp_path / "manifest.yaml"), "--devices", "cpu"])
     assert outcome.exit_code == 0, outcome.output

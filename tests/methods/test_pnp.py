@@ -57,7 +57,9 @@ def plain_step(latents: torch.Tensor, noise: torch.Tensor, a: float, a_next: flo
 
 
 @torch.inference_mode()
-def plain_pnp(model: DiffusionModel, kept: torch.Tensor, prompt: str, negative: str, scale: float, f: int, attn: int) -> torch.Tensor:
+def plain_pnp(
+    model: DiffusionModel, kept: torch.Tensor, prompt: str, negative: str, scale: float, f: int, attn: int
+) -> torch.Tensor:
     """One image, one prompt: rows (source, negative, prompt); rows 1 and 2 get row 0's f, q and k."""
     timesteps = model.checkpoint.schedule.timesteps(STEPS)
     texts = model.encode_texts(["", negative, prompt])
@@ -68,7 +70,11 @@ def plain_pnp(model: DiffusionModel, kept: torch.Tensor, prompt: str, negative: 
 
     for i, t in enumerate(timesteps):
         leaves = [model.unet.up_blocks[1].resnets[1].conv2] if i < f else []
-        blocks = [model.unet.up_blocks[b].attentions[j].transformer_blocks[0].attn1 for b, j in ATTENTIONS] if i < attn else []
+        blocks = (
+            [model.unet.up_blocks[b].attentions[j].transformer_blocks[0].attn1 for b, j in ATTENTIONS]
+            if i < attn
+            else []
+        )
         leaves += [leaf for block in blocks for leaf in (block.to_q, block.to_k)]
         handles = [leaf.register_forward_hook(overwrite) for leaf in leaves]
         output = model.unet(torch.cat([kept[:, i], x, x]), t, encoder_hidden_states=texts).sample
@@ -129,7 +135,13 @@ def test_a_mixed_batch_equals_the_plain_method_row_by_row(model: DiffusionModel,
         (0, "a cat", "", 4.0, 0.0, 0.0),
     ]
     batch = [
-        Target(s, p, Settings(num_inference_steps=STEPS, negative_prompt=n, guidance_scale=g, pnp_f_t=f, pnp_attn_t=a), (4,), tuple(range(4, 12)))
+        Target(
+            s,
+            p,
+            Settings(num_inference_steps=STEPS, negative_prompt=n, guidance_scale=g, pnp_f_t=f, pnp_attn_t=a),
+            (4,),
+            tuple(range(4, 12)),
+        )
         for s, p, n, g, f, a in cases
     ]
     (results,) = translate(model, kept, ["", ""], [batch])
@@ -171,11 +183,21 @@ def test_three_target_rows_only_where_both_negatives_count(model: DiffusionModel
 
 def test_negative_prompts_follow_the_papers_equation(model: DiffusionModel, latents: torch.Tensor) -> None:
     """eps = w eps_P + (1 - w)(alpha eps_empty + (1 - alpha) eps_Pn), for one step of one image."""
-    settings = Settings(num_inference_steps=1, num_inversion_steps=1, negative_prompt="ugly", negative_alpha=0.25, guidance_scale=4.0, pnp_f_t=0, pnp_attn_t=0)
+    settings = Settings(
+        num_inference_steps=1,
+        num_inversion_steps=1,
+        negative_prompt="ugly",
+        negative_alpha=0.25,
+        guidance_scale=4.0,
+        pnp_f_t=0,
+        pnp_attn_t=0,
+    )
     (t,) = model.checkpoint.schedule.timesteps(1)
     kept = latents[:1, None]
     (result,) = translate(model, kept, [""], [[Target(0, "a cat", settings, (4,), (4,))]])
     outputs = model.predict(latents[:1].repeat(3, 1, 1, 1), t, ["a cat", "", "ugly"])
     guided = 4.0 * outputs[0] + (1 - 4.0) * (0.25 * outputs[1] + 0.75 * outputs[2])
-    expected = plain_step(latents[:1], plain_noise(model, guided[None], latents[:1], t), model.alphas[t], model.final_alpha)
+    expected = plain_step(
+        latents[:1], plain_noise(model, guided[None], latents[:1], t), model.alphas[t], model.final_alpha
+    )
     assert close(result, expected)

@@ -232,7 +232,7 @@ class Checkpoint:
         """
         index = _read_json(self.configs / "model_index.json")
         kind = index.get("_class_name")
-        if not str(kind).startswith("StableDiffusion") or "text_encoder_2" in index:
+        if not re.match(r"StableDiffusion(?!XL|3)", str(kind)) or "text_encoder_2" in index:
             raise ModelError(f"{self.name} is a {kind}; only Stable Diffusion 1.x and 2.x pipelines are supported")
         for component, allowed in COMPONENTS.items():
             named = ".".join(map(str, index.get(component) or ["missing"]))
@@ -279,7 +279,10 @@ class Checkpoint:
             return ""  # a token is at least one character long, so there is nothing to count
         encoded = self.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         offsets = encoded["offset_mapping"][self.max_tokens - 2 :]
-        return prompt[offsets[0][0] :].strip() if offsets else ""
+        begin = offsets[0][0] if offsets else len(prompt)
+        while offsets and prompt[begin - 1 : begin].isascii() and prompt[begin - 1 : begin].isalnum():
+            begin -= 1  # a word of which only the end is cut is no longer that word
+        return prompt[begin:].strip()
 
     def weight_files(self) -> list[Path]:
         """Every file whose bytes decide what the model computes, sorted."""

@@ -88,11 +88,8 @@ def _read(path: Path) -> list[Row]:
     """All whole rows; the last row of an item wins."""
     if not path.exists():
         return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):  # a kill may tear the last line
-            rows.append(json.loads(line))
-    return rows
+    # What follows the last newline was torn by a kill. Not splitlines: a prompt may hold U+2028.
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
 def _as_input(source: Source, translation: Translation, defaults: Settings, root: Path) -> dict[str, Any]:

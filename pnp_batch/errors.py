@@ -60,7 +60,7 @@ class NonFiniteError(ItemError):
     """A latent or a picture holds NaN or infinity, or came out all black."""
 
 
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EIO}
 
 
 @contextmanager
@@ -70,8 +70,10 @@ def disk_errors_named(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _DISK_ERRORS:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            advice = "Free some space" if full else "Make it writable or choose another place"
             raise EnvironmentFailure(
-                f"cannot write {what}: {error.strerror}. Free some space and run the same command again; "
+                f"cannot write {what}: {error.strerror}. {advice} and run the same command again; "
                 "everything finished so far is kept."
             ) from error
         raise

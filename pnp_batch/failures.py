@@ -81,7 +81,7 @@ class FailureList:
         }
         if manifest.config:
             content["config"] = _moved(manifest.config, manifest.base, self.root)
-        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(content, sort_keys=False)
 
 
 def _read(path: Path) -> list[Row]:

@@ -22,8 +22,19 @@ def noise_from(output: Tensor, latents: Tensor, a: float, prediction_type: str) 
     return output if prediction_type == "epsilon" else a**0.5 * output + (1 - a) ** 0.5 * latents
 
 
+def clean_from(output: Tensor, latents: Tensor, a: float, prediction_type: str) -> Tensor:
+    """The predicted clean latent x0; for v models without a division, so that a = 0 (zero terminal SNR) does no harm."""
+    if prediction_type == "epsilon":
+        return (latents - (1 - a) ** 0.5 * output) / a**0.5
+    return a**0.5 * latents - (1 - a) ** 0.5 * output
+
+
+def renoised(clean: Tensor, noise: Tensor, a: float) -> Tensor:
+    """The latent at a noise level."""
+    latents: Tensor = a**0.5 * clean + (1 - a) ** 0.5 * noise
+    return latents
+
+
 def move(latents: Tensor, noise: Tensor, a_from: float, a_to: float) -> Tensor:
-    """Takes latents from one noise level to another along the predicted noise, down (denoise) or up (invert)."""
-    clean = (latents - (1 - a_from) ** 0.5 * noise) / a_from**0.5
-    moved: Tensor = a_to**0.5 * clean + (1 - a_to) ** 0.5 * noise
-    return moved
+    """Takes latents from one noise level to another along a noise that was predicted elsewhere, as inversion does."""
+    return renoised((latents - (1 - a_from) ** 0.5 * noise) / a_from**0.5, noise, a_to)

@@ -107,8 +107,9 @@ def reconstruct(
 def denoise(model: DiffusionModel, latents: Tensor, output: Tensor, timesteps: Sequence[int], index: int) -> Tensor:
     """One deterministic DDIM step down the grid from `timesteps[index]`."""
     a = model.alphas[timesteps[index]]
+    clean = ddim.clean_from(output, latents, a, model.prediction_type)
     noise = ddim.noise_from(output, latents, a, model.prediction_type)
-    return ddim.move(latents, noise, a, model.alpha_below(timesteps, index))
+    return ddim.renoised(clean, noise, model.alpha_below(timesteps, index))
 
 
 def weighted_sum(output: Tensor, owner: Tensor, weights: Tensor, count: int) -> Tensor:

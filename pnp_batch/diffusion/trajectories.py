@@ -110,7 +110,9 @@ def invert(model: DiffusionModel, clean: Tensor, prompts: Sequence[str], setting
         settings: `num_inference_steps` and the inversion settings, `auto` decided.
         loop: Runs the steps.
     """
-    if settings.inversion_method == "fixed-point":
+    noisiest = model.checkpoint.schedule.timesteps(settings.num_inference_steps)[0]
+    # Zero terminal SNR speaks against it: at a = 0 the equation's variable x / sqrt(a) is not defined.
+    if settings.inversion_method == "fixed-point" and model.alphas[noisiest] > 0:
         return _by_fixed_point(model, clean, prompts, settings, loop)
     return _by_ddim(model, clean, prompts, settings, loop)
 
@@ -162,7 +164,7 @@ def _replace_unsolved(
     sampled = [reconstruct(model, each[:, 0], own_prompts, timesteps, loop) for each in (kept[rows], plain)]
     errors = [(each - clean[rows]).square().flatten(1).mean(1) for each in sampled]
     for n, row in enumerate(rows):
-        better = bool(errors[1][n] < errors[0][n])
+        better = not bool(errors[0][n] <= errors[1][n])  # NaN is never better
         back[row] = sampled[better][n]
         how[row] |= {"inverted_by": "ddim" if better else "fixed-point", "reconstruction_is_estimated": False}
         how[row] |= {"inversion_converged": False}

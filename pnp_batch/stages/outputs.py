@@ -42,11 +42,11 @@ class Outputs:
             EnvironmentFailure: The disk is full or read-only.
         """
         with disk_errors_named(f"{name} to {self.root}"):
-            write_atomic(self.root / name, data)
+            write_atomic(self.root / name, data, temp_in=self.root)
 
     def remove_stale_temporaries(self) -> None:
         """Removes what killed processes of this machine left half-written."""
-        for pattern in ("", "images/**/", "tracebacks/"):
+        for pattern in ("", "tracebacks/"):
             remove_stale_temps(self.root.glob(f"{pattern}{TEMP_PREFIX}*"))
 
     def add_row(self, row: Mapping[str, Any]) -> None:

@@ -21,8 +21,8 @@ from pnp_batch.checkpoint import Checkpoint, resolve
 from pnp_batch.diffusion.model import DiffusionModel, load_model, pick_device, pick_dtype, to_pixels
 from pnp_batch.diffusion.steps import plain_loop
 from pnp_batch.diffusion.trajectories import invert
-from pnp_batch.errors import NonFiniteError
-from pnp_batch.manifest import Settings, settings_from
+from pnp_batch.errors import ItemError, ManifestError, NonFiniteError, Problem
+from pnp_batch.manifest import Settings, run_from, settings_from
 from pnp_batch.media.images import Pixels, fitted_size, opened, rgb_pixels
 from pnp_batch.methods.pnp import Target
 from pnp_batch.methods.pnp import translate as pnp_translate
@@ -76,10 +76,13 @@ def translate(
         ItemError: The picture cannot be read, or the result is not finite.
     """
     chosen = settings_from(settings).settled()
+    run = run_from({"devices": device, "dtype": dtype})
+    if not prompt.strip():
+        raise ManifestError([Problem("settings", None, "prompt", "the prompt is empty")])
     checkpoint = resolve(str(model), Path.cwd(), revision=revision, variant=variant, config=config)
     layers = chosen.layers(checkpoint.layers)
     checkpoint.check_layers(*layers)
-    loaded = _loaded(checkpoint, device, dtype)
+    loaded = _loaded(checkpoint, run.devices, run.dtype)
     return _translate(loaded, _pixels(image, chosen, checkpoint), Target(0, prompt, chosen, *layers))
 
 
@@ -87,6 +90,8 @@ def _pixels(image: str | Path | Image.Image | np.ndarray[Any, Any], chosen: Sett
     if isinstance(image, str | Path):
         with opened(Path(image)) as file:
             return _pixels(file, chosen, checkpoint)
+    if isinstance(image, np.ndarray) and (image.dtype != np.uint8 or image.ndim != 3):
+        raise ItemError(f"an array must be (height, width, 3) uint8, not {image.shape} {image.dtype}")
     upright = ImageOps.exif_transpose(image if isinstance(image, Image.Image) else Image.fromarray(image))
     size = fitted_size(upright.size, chosen.height, chosen.width, checkpoint.sample_size, checkpoint.cell)
     return rgb_pixels(upright, size)

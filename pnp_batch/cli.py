@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import functools
 import json
+import shlex
 import shutil
-import signal
 import sys
 import webbrowser
 from collections.abc import Callable, Iterable
@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from pnp_batch.errors import EnvironmentFailure, ManifestError, ModelError, PnpError
+from pnp_batch.interrupts import interruptible
 
 if TYPE_CHECKING:
     from pnp_batch.checkpoint import Checkpoint
+    from pnp_batch.engines import Summary
     from pnp_batch.manifest import Manifest
     from pnp_batch.plan import Checked, Plan
 
@@ -55,7 +57,8 @@ def _verb(function: Callable[..., int]) -> Callable[..., None]:
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
-            code = function(*args, **kwargs)
+            with interruptible():
+                code = function(*args, **kwargs)
         except ManifestError as error:
             _say(str(error))
             _say(f"{len(error.problems)} problem{'s' if len(error.problems) > 1 else ''} found; nothing was started")
@@ -108,7 +111,6 @@ def run(
     plan = _plan(loaded, limit=limit, retry_failed=retry_failed)
     if dry_run:
         return _show_estimate(plan)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     console = _console()
     stages = (only,) if only else tuple(STAGES)
     summary = ENGINES[loaded.run.engine](Run(plan, view_for(console), stages, fail_fast))
@@ -118,19 +120,23 @@ def run(
         f"{summary.done} of {summary.translations} results are there ({summary.translated} computed now, {summary.inverted} "
         f"inversions, {summary.rows} UNet rows, {summary.seconds:.1f} s), {summary.failed} failed"
     )
-    return _conclude(plan, summary.failed, stages == tuple(STAGES))
+    if fail_fast and summary.failed:
+        _say("stopped at the first failure (--fail-fast)")
+    return _conclude(plan, summary, stages == tuple(STAGES))
 
 
-def _conclude(plan: Plan, failed: int, complete: bool) -> int:
+def _conclude(plan: Plan, summary: Summary, complete: bool) -> int:
     """Writes the report and says where everything is."""
     manifest = plan.manifest
     if complete:
         print(f"pictures: {manifest.output / 'images'}")
         print(f"report:   {_write_report(manifest)}")
-    if failed:
+    if summary.failed:
         _say(f"what failed and why: {manifest.output / 'failures.jsonl'}")
-        _say(f"to try just that again: pnp-batch run {manifest.path} --retry-failed")
-    return SOME_FAILED if failed else OK
+        _say(f"to try just that again: pnp-batch run {shlex.quote(str(manifest.path))} --retry-failed")
+    elif not complete and summary.done < summary.translations:
+        _say(f"{summary.translations - summary.done} results wait for another stage; without --only all stages run")
+    return SOME_FAILED if summary.failed else OK
 
 
 @app.command()
@@ -434,7 +440,8 @@ def _show_estimate(plan: Plan) -> int:
     free = shutil.disk_usage(_existing_parent(plan.manifest.store)).free
     print(f"disk:       {left.disk_bytes / 1e6:.1f} MB at most, {free / 1e6:.0f} MB free")
     if left.rows:
-        seconds = seconds_per_row_cell(plan, worker) * left.row_cells
+        cell_seconds = seconds_per_row_cell(plan, worker)
+        seconds = None if cell_seconds is None else cell_seconds * left.row_cells
         print(f"time:       about {clock(seconds)} on {worker.context.device} (from one timed UNet pass)")
     if left.disk_bytes > free:
         _say("warning: there may not be enough space on the disk")
@@ -471,7 +478,7 @@ def _console(stderr: bool = True, width: int | None = None) -> Any:
 
 
 def _command_line() -> str:
-    return " ".join(["pnp-batch", *sys.argv[1:]])
+    return shlex.join(["pnp-batch", *sys.argv[1:]])
 
 
 def _say(message: str) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import traceback
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class FailureList:
         self.root = manifest.output
         self.path = self.root / "failures.jsonl"
         self.rows: dict[str, Row] = {row["id"]: row for row in _read(self.path)}
+        self._fresh: set[str] = set()
 
     def settle(self, units: Iterable[Unit]) -> list[Unit]:
         """Takes note of how results ended; gives the failed ones back."""
@@ -38,11 +39,20 @@ class FailureList:
             if unit.error is not None:
                 failed.append(unit)
                 self.rows[unit.id] = row = self._row(unit)
+                self._fresh.add(unit.id)
                 append_line(self.path, row)  # at once, for `status` and for a run that is killed
         return failed
 
-    def finish(self) -> None:
-        """Writes both files anew, or removes them where nothing failed."""
+    def finish(self, whole_plan: bool) -> None:
+        """Writes both files anew, or removes them where nothing failed.
+
+        Args:
+            whole_plan: Whether the run went through everything the manifest names; then what it did not meet is history.
+        """
+        if whole_plan:
+            self.rows = {name: row for name, row in self.rows.items() if name in self._fresh}
+        for old in {*self.root.glob("tracebacks/*.txt")} - {self.root / row["traceback"] for row in self.rows.values()}:
+            old.unlink(missing_ok=True)
         if not self.rows:
             self.path.unlink(missing_ok=True)
             (self.root / "failed.yaml").unlink(missing_ok=True)
@@ -56,7 +66,7 @@ class FailureList:
         source = unit.item.job.source
         place = Path("tracebacks") / f"{unit.id[:16]}.txt"
         with disk_errors_named(str(self.root / place)):
-            write_atomic(self.root / place, "".join(traceback.format_exception(unit.error)))
+            write_atomic(self.root / place, unit.traceback)
         return {
             "source": source.name,
             "prompt": unit.translation.prompt,
@@ -88,8 +98,11 @@ def _read(path: Path) -> list[Row]:
     """All whole rows; the last row of an item wins."""
     if not path.exists():
         return []
-    # What follows the last newline was torn by a kill. Not splitlines: a prompt may hold U+2028.
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    rows = []
+    for line in path.read_text(encoding="utf-8").split("\n"):  # not splitlines: a prompt may hold U+2028
+        with suppress(ValueError):  # a line that a kill tore; its item fails anew or is done by now
+            rows.append(json.loads(line))
+    return rows
 
 
 def _as_input(source: Source, translation: Translation, defaults: Settings, root: Path) -> dict[str, Any]:

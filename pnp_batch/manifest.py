@@ -9,10 +9,11 @@ import difflib
 import itertools
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -140,7 +141,7 @@ def _auto_or_count(value: Any) -> Any:
 
 
 def _device(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | str) or not str(value):
+    if isinstance(value, bool) or not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps|\d+", str(value)):
         raise PydanticCustomError("devices", "this should be auto, cpu, cuda, cuda:1 or a number")
     return value
 
@@ -426,7 +427,8 @@ class Manifest(_Value):
 
     def located(self, written: str) -> Path:
         """The absolute path of what the manifest calls `written`; `~` is the user's home."""
-        return self.base / os.path.expanduser(written)  # noqa: PTH111 - pathlib raises where a home is not known
+        path = os.path.expanduser(written)  # noqa: PTH111 - pathlib raises where a home is not known
+        return Path(os.path.normpath(self.base / path))
 
     def with_run(self, overrides: Mapping[str, Any]) -> Manifest:
         """This manifest with some of its `run` settings replaced, as the command line does.
@@ -482,10 +484,26 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
     Raises:
         ManifestError: An unknown or unusable setting.
     """
+    return _from_keywords(Settings, values)
+
+
+def run_from(values: Mapping[str, Any]) -> RunSpec:
+    """Run settings from plain keywords, likewise.
+
+    Raises:
+        ManifestError: An unknown or unusable one.
+    """
+    return _from_keywords(RunSpec, values)
+
+
+V = TypeVar("V", bound=_Value)
+
+
+def _from_keywords(model: type[V], values: Mapping[str, Any]) -> V:
     try:
-        return Settings.model_validate(dict(values))
+        return model.model_validate(dict(values))
     except ValidationError as error:
-        raise ManifestError([_explain(Path("settings"), None, detail, Settings) for detail in error.errors()]) from None
+        raise ManifestError([_explain(Path("settings"), None, detail, model) for detail in error.errors()]) from None
 
 
 def prompt_from_row(row: Mapping[str, Any], file: Path, line: int) -> PromptSpec:

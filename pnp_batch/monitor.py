@@ -16,6 +16,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from pnp_batch import interrupts
 from pnp_batch.errors import disk_errors_named
 from pnp_batch.plan import Estimate
 from pnp_batch.store.files import write_atomic
@@ -94,9 +95,11 @@ class Monitor:
         self._settled_before = 0
         self._rows_before = 0
         self.made_counts: Counter[str] = Counter()
+        self._refresh()
 
     def step(self, rows: int) -> None:
         """UNet rows were computed."""
+        interrupts.check()
         self._computing_began = self._computing_began or time.monotonic()
         self.state.rows += rows
         self._refresh()
@@ -127,11 +130,8 @@ class Monitor:
         self._refresh()
 
     def close(self) -> None:
-        """Shows and writes the last state."""
-        try:
-            self._refresh(force=True)
-        finally:
-            self._view.close()
+        """Shows and writes the last state; the view is its owner's to close."""
+        self._refresh(force=True)
 
     def _refresh(self, force: bool = False) -> None:
         state, now = self.state, time.monotonic()
@@ -140,7 +140,9 @@ class Monitor:
         state.rows_settled = min(self._settled_before + in_hand, state.rows_total)
         if self._computing_began is not None and state.rows:
             seconds_per_row = (now - self._computing_began) / state.rows
-            state.eta = (state.rows_total - state.rows_settled) * seconds_per_row
+            left = state.rows_total - state.rows_settled
+            # A run that computes more than was planned (a float32 retry, an inversion's safe scheme) cannot be foretold.
+            state.eta = left * seconds_per_row if left else None
         self._view.show(state)
         if force or now - self._written >= FILE_SECONDS:
             self._written = now
@@ -210,10 +212,10 @@ class LiveView:
             refresh_per_second=8,
         )
         self._tasks: dict[str, TaskID] = {}
-        self._progress.start()
 
     def show(self, state: State) -> None:
-        """Moves the bars."""
+        """Moves the bars; the first call draws them."""
+        self._progress.start()
         failed = f"[red]{state.failed} failed[/red]" if state.failed else "0 failed"
         self._bar("inversions", state.inverted, state.sources, "this run")
         self._bar("results", state.at_least_done, state.translations, failed)

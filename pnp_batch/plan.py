@@ -7,6 +7,7 @@ plan alone, never of what happens to be missing, so that a resumed run repeats t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,9 @@ PACKAGE_JOBS = 32
 
 INVERT_VERSION = 1  # part of every trajectory key: raise it when the same settings give other latents
 
-INVERSION_SETTINGS = ("inversion_method", "num_inversion_steps", "inversion_tolerance", "inversion_prompt")
+# Which settings decide a trajectory, said once: a batch of inversions shares the first three and the step count; prompts differ.
+SHARED_INVERSION_SETTINGS = ("inversion_method", "num_inversion_steps", "inversion_tolerance")
+INVERSION_SETTINGS = (*SHARED_INVERSION_SETTINGS, "inversion_prompt")
 TRAJECTORY_SETTINGS = ("height", "width", "num_inference_steps", *INVERSION_SETTINGS)
 TRANSLATION_SETTINGS = (
     "guidance_scale",
@@ -163,13 +166,8 @@ class Plan:
         open_jobs: dict[Any, list[Job]] = {}
         index = 0
         for job in self.jobs():
-            kind = (
-                job.size,
-                job.settings.num_inference_steps,
-                job.settings.inversion_method,
-                job.own_steps,
-                job.source.generate is None,
-            )
+            shared = (getattr(job.settings, name) for name in ("num_inference_steps", *SHARED_INVERSION_SETTINGS))
+            kind = (job.size, job.own_steps, job.source.generate is None, *shared)
             open_jobs.setdefault(kind, []).append(job)
             if len(open_jobs[kind]) == PACKAGE_JOBS:
                 yield Package(index, tuple(open_jobs.pop(kind)))
@@ -294,10 +292,18 @@ def check(manifest: Manifest, checkpoint: Checkpoint) -> Checked:
             checked = translations
         checker.check_is_new(source, translations)
         sources += 1
-    problems = [*expansion.problems, *checker.problems]
+    problems = [*_misplaced(manifest), *expansion.problems, *checker.problems]
     if problems:
         raise ManifestError(problems)
     return Checked(sources, checker.results, [*expansion.warnings, *checker.warnings])
+
+
+def _misplaced(manifest: Manifest) -> Iterator[Problem]:
+    """Output and store must be folders, or places where folders can be made."""
+    for loc, place in ((("output_dir",), manifest.output), (("run", "store"), manifest.store)):
+        there = next(path for path in (place, *place.parents) if os.path.lexists(path))
+        if not there.is_dir():
+            yield manifest.problem(loc, f"{there} is not a folder")
 
 
 class _Checker:

@@ -39,10 +39,11 @@ class Worker:
         manifest: What to do.
         checkpoint: Its model.
         events: Who is told.
+        fail_fast: Whether the stages of a package end once something in it failed for good.
     """
 
-    def __init__(self, manifest: Manifest, checkpoint: Checkpoint, events: Events) -> None:
-        self.manifest, self.checkpoint, self.events = manifest, checkpoint, events
+    def __init__(self, manifest: Manifest, checkpoint: Checkpoint, events: Events, fail_fast: bool = False) -> None:
+        self.manifest, self.checkpoint, self.events, self.fail_fast = manifest, checkpoint, events, fail_fast
         self.store = ArtifactStore(manifest.store)
         self.digests = DigestCache(manifest.store / "digests")
         self.outputs = Outputs(manifest.output)
@@ -92,13 +93,12 @@ class Worker:
 
     def _run_stages(self, context: Context, jobs: Iterable[Job], stages: Sequence[str]) -> list[Item]:
         items = [Item(job, context) for job in jobs]
-        for item in items:
-            try:
-                item.key  # noqa: B018 - reads the picture, unless its digest is known
-            except ItemError as error:
-                item.fail("read", error)
+        readable = [item for item in items if _is_readable(item)]
         for name in stages:
-            STAGES[name](context, [item for item in items if not item.failed])
+            if self.fail_fast and any(unit.is_given_up for item in items for unit in item.units):
+                break
+            STAGES[name](context, [item for item in readable if not item.failed])
+            _share_failures(readable)
         return items
 
     def _after_corruption(self, items: Sequence[Item], stages: Sequence[str]) -> list[Item]:
@@ -151,10 +151,11 @@ class Silent:
         """Something a person should know."""
 
 
-def seconds_per_row_cell(plan: Plan, worker: Worker) -> float:
-    """Seconds of one UNet row per latent cell, from one timed pass at the first package's geometry and batch size."""
-    job = next(job for job in plan.jobs() if job.size is not None)
-    assert job.size is not None
+def seconds_per_row_cell(plan: Plan, worker: Worker) -> float | None:
+    """Seconds of one UNet row per latent cell, from one timed pass at the first readable picture's geometry."""
+    job = next((job for job in plan.jobs() if job.size is not None), None)
+    if job is None or job.size is None:
+        return None
     context = worker.context
     cells = job.size[0] * job.size[1] // plan.checkpoint.cell**2
     rows = 2 * min(context.batch_of(Item(job, context)), plan.limit or MAX_BATCH)
@@ -173,6 +174,25 @@ def fingerprint(checkpoint: Checkpoint, digests: DigestCache) -> str:
 def _digest_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_readable(item: Item) -> bool:
+    """Whether its key can be told, which reads the picture unless its digest is known; else it fails."""
+    try:
+        return bool(item.key)
+    except ItemError as error:
+        item.fail("read", error)
+        return False
+
+
+def _share_failures(items: Sequence[Item]) -> None:
+    """Two files with the same pixels are computed once; where that failed, it failed for both."""
+    units = [unit for item in items for unit in item.units]
+    failed = {unit.key: unit for unit in units if unit.error is not None}
+    for unit in units:
+        twin = failed.get(unit.key)
+        if twin is not None and twin.error is not None and unit.error is None and unit.find() is None:
+            unit.fail(twin.stage, twin.error)
 
 
 def _jobs_with(items: Sequence[Item], wanted: Callable[[Unit], bool]) -> list[Job]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,8 +15,9 @@ from pnp_batch.monitor import PROGRESS_FILE
 from pnp_batch.plan import Estimate, Job, Plan, pixels_of
 from pnp_batch.runner import Worker
 from pnp_batch.stages.work import Item
+from pnp_batch.store.files import is_alive
 
-STALE_SECONDS = 600.0  # a run that has not written its progress for so long is not going on
+STALE_SECONDS = 600.0  # a run on another machine that has not written its progress for so long is not going on
 
 
 @dataclass
@@ -68,13 +70,18 @@ def survey(plan: Plan, worker: Worker) -> Survey:
 
 
 def keys_in_use(plan: Plan, worker: Worker) -> Iterator[str]:
-    """Keys of all artifacts that a plan names and that can be told without decoding pictures."""
+    """Keys of all artifacts that a plan names; pictures whose digest is not known are decoded to tell theirs.
+
+    Raises:
+        ItemError: A picture cannot be read, so that its artifacts cannot be told from unused ones.
+    """
     for job in plan.jobs():
-        if _knows_key(job, worker):
-            item = Item(job, worker.context)
-            yield item.key
-            for unit in item.units:
-                yield from (unit.key, unit.result_key)
+        item = Item(job, worker.context)
+        yield item.key
+        for unit in item.units:
+            yield unit.key
+            if artifact := unit.find():  # in float32, where the result fell back to that
+                yield from (artifact.key, artifact.meta["trajectory"])
 
 
 def _knows_key(job: Job, worker: Worker) -> bool:
@@ -93,7 +100,9 @@ def progress(output: Path) -> Mapping[str, Any] | None:
     """The progress file of the last run, with `running`: whether it still goes on. None where nothing ever ran."""
     try:
         content = json.loads((output / PROGRESS_FILE).read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return None
     fresh = time.time() - content["updated"] < STALE_SECONDS
+    if content["host"] == socket.gethostname():
+        fresh = is_alive(content["pid"])
     return {**content, "running": not content["ended"] and fresh}

@@ -24,9 +24,12 @@ def noise_from(output: Tensor, latents: Tensor, a: float, prediction_type: str) 
 
 def clean_from(output: Tensor, latents: Tensor, a: float, prediction_type: str) -> Tensor:
     """The predicted clean latent x0; for v models without a division, so that a = 0 (zero terminal SNR) does no harm."""
+    clean: Tensor
     if prediction_type == "epsilon":
-        return (latents - (1 - a) ** 0.5 * output) / a**0.5
-    return a**0.5 * latents - (1 - a) ** 0.5 * output
+        clean = (latents - (1 - a) ** 0.5 * output) / a**0.5
+    else:
+        clean = a**0.5 * latents - (1 - a) ** 0.5 * output
+    return clean
 
 
 def renoised(clean: Tensor, noise: Tensor, a: float) -> Tensor:

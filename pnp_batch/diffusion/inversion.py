@@ -93,7 +93,12 @@ def sample_trajectory(
 
 
 def reconstruct(
-    model: DiffusionModel, noise: Tensor, prompts: Sequence[str], timesteps: Sequence[int], loop: Loop = plain_loop
+    model: DiffusionModel,
+    noise: Tensor,
+    prompts: Sequence[str],
+    timesteps: Sequence[int],
+    loop: Loop = plain_loop,
+    name: str = "reconstruct",
 ) -> Tensor:
     """Samples back from the noisiest kept latent with the inversion prompt and no guidance: what the inversion is worth.
 
@@ -101,7 +106,7 @@ def reconstruct(
         (rows, 4, height, width): the latents that come out, to be compared with the ones that went in.
     """
     rows = [[Row(prompt, 1.0)] for prompt in prompts]
-    return sample_trajectory(model, noise, rows, len(timesteps), (), loop, "reconstruct")[1]
+    return sample_trajectory(model, noise, rows, len(timesteps), (), loop, name)[1]
 
 
 def denoise(model: DiffusionModel, latents: Tensor, output: Tensor, timesteps: Sequence[int], index: int) -> Tensor:

@@ -51,6 +51,7 @@ class CheckpointedLoop:
     def __call__(self, name: str, count: int, state: State, step: Callable[[int, State], None]) -> State:
         """Runs one loop; see `Loop`."""
         saved = self._checkpoints(name)
+        assert saved.path not in {used.path for used in self._used}, f"two loops of one batch are called {name}"
         self._used.append(saved)
         begin = 0
         if found := saved.load():

@@ -161,7 +161,10 @@ def _replace_unsolved(
     within = model.checkpoint.schedule.nearest_containing(AUTHORS_INVERSION_STEPS, settings.num_inference_steps)[-1]
     timesteps = model.checkpoint.schedule.timesteps(settings.num_inference_steps)
     plain = ddim_invert(model, clean[rows], own_prompts, within, timesteps, loop)
-    sampled = [reconstruct(model, each[:, 0], own_prompts, timesteps, loop) for each in (kept[rows], plain)]
+    sampled = [
+        reconstruct(model, each[:, 0], own_prompts, timesteps, loop, name)
+        for name, each in (("reconstruct-kept", kept[rows]), ("reconstruct-plain", plain))
+    ]
     errors = [(each - clean[rows]).square().flatten(1).mean(1) for each in sampled]
     for n, row in enumerate(rows):
         better = not bool(errors[0][n] <= errors[1][n])  # NaN is never better

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from contextlib import closing
 
-from pnp_batch.engines.run import Run, StoppedAtFailure, Summary, logged, only_run
+from pnp_batch.engines.run import Run, Summary, logged, only_run
 from pnp_batch.failures import FailureList
 from pnp_batch.monitor import Monitor
 from pnp_batch.plan import Estimate, Package, Plan
@@ -18,28 +19,32 @@ def run_local(run: Run) -> Summary:
 
     Raises:
         EnvironmentFailure: The machine failed, or another run works in the folder.
-        StoppedAtFailure: An item failed and `fail_fast` was asked for.
     """
     manifest = run.plan.manifest
-    with only_run(manifest.output), logged(manifest.output):
+    with only_run(manifest.output), logged(manifest.output), closing(run.view):
         monitor = Monitor(run.plan.estimate(), manifest.output, run.view)
-        worker = Worker(manifest, run.plan.checkpoint, monitor)
+        worker = Worker(manifest, run.plan.checkpoint, monitor, run.fail_fast)
         worker.store.remove_stale_temporaries()
         worker.outputs.remove_stale_temporaries()
         failures = FailureList(manifest)
         log.info(
             "run of %s: %d results of %d sources", manifest.path, monitor.state.translations, monitor.state.sources
         )
+        whole_plan = False
         try:
             for package in run.plan.packages():
-                _process(run, worker, package, monitor, failures)
+                failed = _process(run, worker, package, monitor, failures)
+                if failed and run.fail_fast:
+                    break
+            else:
+                whole_plan = run.is_whole
         finally:
             monitor.close()
-            failures.finish()
+            failures.finish(whole_plan)
         return _summary(worker, monitor)
 
 
-def _process(run: Run, worker: Worker, package: Package, monitor: Monitor, failures: FailureList) -> None:
+def _process(run: Run, worker: Worker, package: Package, monitor: Monitor, failures: FailureList) -> int:
     units = worker.process(package, run.stages)
     failed = failures.settle(units)
     monitor.settled(_rows(run.plan, package), sum(unit.is_done for unit in units), len(failed))
@@ -48,8 +53,7 @@ def _process(run: Run, worker: Worker, package: Package, monitor: Monitor, failu
             "%s: '%s' failed at %s: %s", unit.item.job.source.name, unit.translation.prompt, unit.stage, unit.error
         )
         monitor.note(f"failed: {unit.item.job.source.name}: {unit.error}")
-        if run.fail_fast:
-            raise StoppedAtFailure(f"{unit.item.job.source.name}: {unit.error}")
+    return len(failed)
 
 
 def _rows(plan: Plan, package: Package) -> int:

@@ -10,16 +10,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pnp_batch.errors import EnvironmentFailure, PnpError, disk_errors_named
+from pnp_batch.errors import EnvironmentFailure, disk_errors_named
 from pnp_batch.monitor import View
 from pnp_batch.plan import Plan
 from pnp_batch.stages import STAGES
 
 log = logging.getLogger(__name__)
-
-
-class StoppedAtFailure(PnpError):
-    """`--fail-fast`: an item failed, so the run ended."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +34,11 @@ class Run:
     stages: Sequence[str] = tuple(STAGES)
     fail_fast: bool = False
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it goes through everything the manifest names, with all stages."""
+        return self.plan.limit is None and self.plan.only is None and tuple(self.stages) == tuple(STAGES)
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -50,7 +51,6 @@ class Summary:
         failed: Results that are not, because of an error.
         inverted: Trajectories this run made.
         translated: Results this run computed.
-        exported: Files and rows this run wrote or found.
         rows: UNet rows this run computed.
         seconds: Wall time.
         corrupt: Corrupt artifacts met, one sentence each.

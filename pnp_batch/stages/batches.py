@@ -11,7 +11,7 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
-from pnp_batch.errors import EnvironmentFailure
+from pnp_batch.errors import EnvironmentFailure, ModelError
 from pnp_batch.store import Artifact
 
 # Latent cells in one UNet pass per guidance row: 16 results of 64x64 pixels on the built-in model, 4 of 512x512 on a CPU.
@@ -79,8 +79,8 @@ def attempt(group: Group[T], compute: Callable[[Group[T]], None], give_up: Calla
     """
     try:
         compute(group)
-    except EnvironmentFailure:
-        raise
+    except (EnvironmentFailure, ModelError):
+        raise  # no item is to blame
     except Exception as error:
         parts = list(_parts(group, halve=is_out_of_memory(error)))
         if len(parts) == 1:

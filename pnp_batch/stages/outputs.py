@@ -50,8 +50,8 @@ class Outputs:
             remove_stale_temps(self.root.glob(f"{pattern}{TEMP_PREFIX}*"))
 
     def add_row(self, row: Mapping[str, Any]) -> None:
-        """Appends a row to `metadata.jsonl`, unless the file it is about has one."""
-        self._rows.add(str(row["file_name"]), row)
+        """Appends a row to `metadata.jsonl`, unless there is one for this file and source."""
+        self._rows.add(row)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows of `metadata.jsonl` so far."""
@@ -65,14 +65,14 @@ class RowFile:
         self.path = path
         self._known: set[int] | None = None
 
-    def add(self, name: str, row: Mapping[str, Any]) -> None:
-        """Appends a row unless one of that name is there."""
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Appends a row unless it is there; equal pictures of two sources share a file but not a row."""
         if self._known is None:
             self._repair()
-            self._known = {hash(row["file_name"]) for row in self.read()}
-        if hash(name) in self._known:
+            self._known = {_identity(known) for known in self.read()}
+        if _identity(row) in self._known:
             return
-        self._known.add(hash(name))
+        self._known.add(_identity(row))
         append_line(self.path, row)
 
     def read(self) -> Iterator[dict[str, Any]]:
@@ -99,6 +99,10 @@ class RowFile:
                     return
                 end = begin
             file.truncate(0)
+
+
+def _identity(row: Mapping[str, Any]) -> int:
+    return hash((row.get("file_name"), row.get("source")))
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:

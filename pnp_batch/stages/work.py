@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +16,7 @@ from pnp_batch.media.images import Pixels, load_rgb
 from pnp_batch.plan import Job, pixels_of, trajectory_key, translation_key, unit_id
 from pnp_batch.stages.batches import automatic_batch
 from pnp_batch.store import Artifact, ArtifactStore, DigestCache
+from pnp_batch.store.artifacts import CorruptArtifact
 from pnp_batch.store.checkpoints import LoopCheckpoint
 from pnp_batch.store.keys import sha256
 
@@ -149,11 +151,14 @@ class Unit:
     translation: Translation
     error: BaseException | None = None
     stage: str = ""
+    traceback: str = ""
     artifact: Artifact | None = field(default=None, repr=False)
 
     def fail(self, stage: str, error: BaseException) -> None:
         """Takes this result out of the run; the others go on."""
         self.stage, self.error = stage, error
+        self.traceback = "".join(traceback.format_exception(error))
+        error.__traceback__ = None  # it holds the tensors of the failed pass
 
     @cached_property
     def layers(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -182,7 +187,12 @@ class Unit:
     @property
     def is_done(self) -> bool:
         """Whether its result is there and in the output folder."""
-        return self.error is None and self.artifact is not None
+        return self.error is None and self.find() is not None
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether it failed and nothing is left to try."""
+        return self.error is not None and not self.needs_float32 and not isinstance(self.error, CorruptArtifact)
 
     @property
     def needs_float32(self) -> bool:

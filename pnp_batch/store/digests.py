@@ -59,7 +59,7 @@ class DigestCache:
 def _read(entry: Path) -> str | None:
     try:
         digest, seal = entry.read_text(encoding="ascii").split()
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):  # a cache that cannot be read is no cache
         return None
     return digest if seal == _seal(entry, digest) else None
 

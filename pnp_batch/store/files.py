@@ -25,10 +25,11 @@ def temp_name() -> str:
 def is_stale_temp(path: Path) -> bool:
     """Whether a temporary file or folder was left by a process of this machine that is gone."""
     match = _TEMP_NAME.fullmatch(path.name)
-    return match is not None and match["host"] == socket.gethostname() and not _is_alive(int(match["pid"]))
+    return match is not None and match["host"] == socket.gethostname() and not is_alive(int(match["pid"]))
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine runs."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,0 +1,38 @@
+"""Ctrl-C and SIGTERM: both end a run at the next step, wherever the signal happened to land."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interrupted(KeyboardInterrupt):
+    """Not KeyboardInterrupt itself: CPython lets that one decide the exit code when it crosses an `exec`."""
+
+
+_seen: list[int] = []
+
+
+def check() -> None:
+    """Raises if a signal came but its exception was lost, as happens to one that lands in a `__del__`."""
+    if _seen:
+        raise Interrupted
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    _seen.append(number)
+    raise Interrupted
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Within the block SIGINT and SIGTERM raise `Interrupted`, also where SIGINT is ignored, as in background jobs."""
+    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        _seen.clear()
+        for number, handler in before.items():
+            signal.signal(number, handler)

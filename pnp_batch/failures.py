@@ -28,7 +28,7 @@ class FailureList:
         self.manifest = manifest
         self.root = manifest.output
         self.path = self.root / "failures.jsonl"
-        self.rows: dict[str, Row] = {row["id"]: row for row in _read(self.path)}
+        self.rows: dict[str, Row] = {row["id"]: row for row in _read(self.path) if "id" in row}
         self._fresh: set[str] = set()
 
     def settle(self, units: Iterable[Unit]) -> list[Unit]:

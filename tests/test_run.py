@@ -341,3 +341,97 @@ def test_what_half_precision_turns_to_nan_is_made_in_float32_once_and_for_all(
     project.pnp("run")
     assert project.progress()["rows"] == 0 and len(project.pictures()) == 2
     assert json.loads(project.pnp("status", "--json"))["assembled"] == 2
+
+
+def test_inversions_of_different_tolerance_never_share_a_batch(project: Project, tmp_path: Path) -> None:
+    project.picture("a.png", 0), project.picture("b.png", 1)
+    settings = {"num_inversion_steps": None, "inversion_method": "fixed-point"}
+    inputs = [
+        {"image": "a.png", "inversion_tolerance": 0.05, "prompts": ["a toy"]},
+        {"image": "b.png", "inversion_tolerance": 0.0005, "prompts": ["a toy"]},
+    ]
+    project.write(inputs, defaults=settings)
+    project.pnp("run")
+    together = project.rows()[1]
+    alone = Project(tmp_path / "alone")
+    alone.folder.mkdir()
+    alone.picture("b.png", 1)
+    alone.write(inputs[1:], defaults=settings)
+    alone.pnp("run")
+    assert alone.rows()[0]["key"] == together["key"]
+    assert alone.rows()[0]["inversion_rows"] == together["inversion_rows"]
+
+
+def test_two_files_with_the_same_pixels_both_get_their_rows(project: Project) -> None:
+    names = [project.picture("x/s.png"), project.picture("y/s.png")]
+    project.write([{"image": name, "prompts": PROMPTS[:1]} for name in names])
+    project.pnp("run")
+    assert [row["source"] for row in project.rows()] == names and project.progress()["translated"] == 1
+
+
+def test_two_files_with_the_same_pixels_both_fail_where_the_computation_does(project: Project) -> None:
+    names = [project.picture("x/s.png"), project.picture("y/s.png")]
+    project.write([{"image": name, "prompts": [{"prompt": "a doll", "guidance_scale": 1e38}]} for name in names])
+    assert "2 failed" in project.pnp("run", code=1)
+    assert sorted(row["source"] for row in project.failures()) == names
+
+
+def test_a_model_that_cannot_be_loaded_is_nobodys_fault(project: Project, tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(TINY_SD, tmp_path / "broken")
+    weights = tmp_path / "broken/unet/diffusion_pytorch_model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(weights).items() if name != "conv_in.weight"}, weights)
+    project.write([{"image": project.picture("a.png"), "prompts": PROMPTS}], model=str(tmp_path / "broken"))
+    assert "conv_in.weight" in project.pnp("run", code=2)
+    assert not project.failures()
+
+
+def test_failures_of_prompts_that_left_the_manifest_are_forgotten(project: Project) -> None:
+    picture = project.picture("a.png")
+    project.write([{"image": picture, "prompts": [{"prompt": "a doll", "guidance_scale": 1e38}]}])
+    project.pnp("run", code=1)
+    project.write([{"image": picture, "prompts": ["a doll"]}])
+    project.pnp("run")
+    assert not project.failures() and not list(project.output.glob("tracebacks/*"))
+
+
+def test_collecting_garbage_keeps_what_the_manifest_names(done: Project) -> None:
+    pictures = done.pictures()
+    for name in "ab":
+        (done.folder / f"{name}.png").touch()  # its digest is not known any more
+    assert "in 0 places" in done.pnp("store gc", "--unused", "--dry-run")
+    done.write([{"image": "a.png", "prompts": PROMPTS[:1]}])
+    assert "in 4 places" in done.pnp("store gc", "--unused")  # three results and a trajectory
+    done.pnp("run")
+    assert done.progress()["rows"] == 0 and done.pictures() == pictures
+
+
+@pytest.mark.parametrize("place", ["output_dir", "store"])
+def test_a_file_where_a_folder_should_be_is_found_before_anything_starts(project: Project, place: str) -> None:
+    (project.folder / "file").touch()
+    where = {"output_dir": "file/x"} if place == "output_dir" else {"run": {"store": "file"}}
+    project.write([{"image": project.picture("a.png"), "prompts": PROMPTS}], **where)
+    assert "is not a folder" in project.pnp("run", code=2)
+
+
+def test_torn_and_foreign_lines_in_the_lists_do_no_harm(done: Project) -> None:
+    for name in ("failures.jsonl", "metadata.jsonl"):
+        with (done.output / name).open("a") as file:
+            file.write('{"file_name": "x"}\nnot json\n{"torn')
+    (done.output / "progress.json").write_text('{"torn')
+    done.pnp("status")
+    done.pnp("run")
+    assert "never ran" not in done.pnp("status")
+
+
+def test_a_dry_run_without_a_readable_picture(project: Project) -> None:
+    (project.folder / "a.png").write_text("nonsense")
+    project.write([{"image": "a.png", "prompts": PROMPTS}])
+    assert "to compute: 2 results" in project.pnp("run", "--dry-run")
+
+
+def test_the_wrong_device_is_a_wrong_word(done: Project) -> None:
+    assert "auto, cpu, cuda" in done.pnp("run", "--devices", "toaster", code=2)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -67,69 +68,68 @@ def fixed_point_invert(
         tolerance: A step is solved once the rms of its residual, in units of the clean latent, is below this.
         loop: Runs the steps (with checkpoints and progress).
     """
-    grid = timesteps[::-1]
-    levels = [model.final_alpha, *(model.alphas[t] for t in grid)]
-    s = [((1 - a) / a) ** 0.5 for a in levels]
-    rows = len(latents)
-    state = {
-        "y": latents / levels[0] ** 0.5,
-        "slope": torch.zeros_like(latents),  # the noise of the last step, and how it changed
-        "bend": torch.zeros_like(latents),
-        "kept": latents.new_empty(rows, len(grid), *latents.shape[1:]),
-        "calls": torch.zeros(rows, dtype=torch.int64, device=latents.device),
-        "residual": latents.new_zeros(rows),
-        "drift": torch.zeros_like(latents),
-    }
-
-    def step(i: int, state: State) -> None:
-        h = s[i + 1] - s[i]
-        if h == 0:  # a grid that begins at timestep 0: that step changes nothing
-            state["kept"][:, len(grid) - 1 - i] = state["y"] * levels[i + 1] ** 0.5
-            return
-        before = s[i] - s[i - 1] if i else 0.0
-        warm = state["slope"] + (h / before) * state["bend"] if before else state["slope"]
-        solver = _Step(
-            model,
-            prompts,
-            grid[i],
-            levels[i + 1],
-            levels[i],
-            state["y"],
-            h,
-            tolerance,
-            HARD_CALLS if h > HARD_CONTRACTION * s[i + 1] else EASY_CALLS,
-        )
-        y = solver.solve(state["y"] + h * warm)
-        slope = (y - state["y"]) / h
-        state |= {"y": y, "bend": slope - state["slope"] if before else state["bend"], "slope": slope}
-        state["kept"][:, len(grid) - 1 - i] = y * levels[i + 1] ** 0.5
-        state["calls"] += solver.calls
-        state["residual"] = torch.maximum(state["residual"], solver.best)
-        state["drift"] += levels[0] ** 0.5 * solver.left
-
-    end = loop("fixed-point", len(grid), state, step)
+    inverter = _Inverter(model, prompts, timesteps[::-1], tolerance)
+    end = loop("fixed-point", len(timesteps), inverter.start(latents), inverter.step)
     solved = [bool(residual <= UNSOLVED * tolerance) for residual in end["residual"]]  # NaN is not solved either
     return Inversion(end["kept"], end["calls"], end["residual"], end["drift"], solved)
+
+
+@dataclass(frozen=True)
+class _Inverter:
+    """The steps of an inversion over an ascending grid."""
+
+    model: DiffusionModel
+    prompts: Sequence[str]
+    grid: Sequence[int]
+    tolerance: float
+
+    @cached_property
+    def levels(self) -> list[float]:
+        """a_0, a_1, ...: `alphas_cumprod` of the clean latent and along the grid."""
+        return [self.model.final_alpha, *(self.model.alphas[t] for t in self.grid)]
+
+    @cached_property
+    def s(self) -> list[float]:
+        """s_0, s_1, ...: noise to signal."""
+        return [((1 - a) / a) ** 0.5 for a in self.levels]
+
+    def start(self, latents: Tensor) -> State:
+        """The state before the first step. Slope is the noise of the last step, bend how it changed."""
+        rows = len(latents)
+        return {
+            "y": latents / self.levels[0] ** 0.5,
+            "slope": torch.zeros_like(latents),
+            "bend": torch.zeros_like(latents),
+            "kept": latents.new_empty(rows, len(self.grid), *latents.shape[1:]),
+            "calls": torch.zeros(rows, dtype=torch.int64, device=latents.device),
+            "residual": latents.new_zeros(rows),
+            "drift": torch.zeros_like(latents),
+        }
+
+    def step(self, i: int, state: State) -> None:
+        """Solves for the latents at `grid[i]`."""
+        h, before = self.s[i + 1] - self.s[i], self.s[i] - self.s[i - 1] if i else 0.0
+        if h:  # a grid that begins at timestep 0 has a first step that changes nothing
+            warm = state["slope"] + (h / before) * state["bend"] if before else state["slope"]
+            budget = HARD_CALLS if h > HARD_CONTRACTION * self.s[i + 1] else EASY_CALLS
+            solver = _Step(self, i, state["y"], h, budget)
+            y = solver.solve(state["y"] + h * warm)
+            slope = (y - state["y"]) / h
+            state |= {"y": y, "bend": slope - state["slope"] if before else state["bend"], "slope": slope}
+            state["calls"] += solver.calls
+            state["residual"] = torch.maximum(state["residual"], solver.best)
+            state["drift"] += self.levels[0] ** 0.5 * solver.left
+        state["kept"][:, len(self.grid) - 1 - i] = state["y"] * self.levels[i + 1] ** 0.5
 
 
 class _Step:
     """The equation of one step for a batch of pictures, and its solution."""
 
-    def __init__(
-        self,
-        model: DiffusionModel,
-        texts: Sequence[str],
-        timestep: int,
-        a: float,
-        a_below: float,
-        y: Tensor,
-        h: float,
-        tolerance: float,
-        budget: int,
-    ) -> None:
-        self.model, self.texts, self.timestep, self.a, self.y, self.h = model, texts, timestep, a, y, h
-        self.tolerance, self.budget = tolerance, budget
-        self.unit = a_below**0.5
+    def __init__(self, inverter: _Inverter, i: int, y: Tensor, h: float, budget: int) -> None:
+        self.model, self.texts, self.tolerance = inverter.model, inverter.prompts, inverter.tolerance
+        self.timestep, self.a = inverter.grid[i], inverter.levels[i + 1]
+        self.y, self.h, self.budget = y, h, budget
+        self.unit = inverter.levels[i] ** 0.5
         self.calls = torch.zeros(len(y), dtype=torch.int64, device=y.device)
         self.best = y.new_full((len(y),), torch.inf)
         self.left = torch.zeros_like(y)

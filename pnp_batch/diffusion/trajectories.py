@@ -118,7 +118,7 @@ def invert(model: DiffusionModel, clean: Tensor, prompts: Sequence[str], setting
 
 
 def _by_ddim(model: DiffusionModel, clean: Tensor, prompts: Sequence[str], settings: Settings, loop: Loop) -> Inverted:
-    steps = settings.num_inversion_steps or AUTHORS_INVERSION_STEPS
+    steps = settings.num_inversion_steps or _safe_steps(model, settings)
     timesteps = model.checkpoint.schedule.sampling_grid(settings.num_inference_steps, steps)
     kept = ddim_invert(model, clean, prompts, steps, timesteps, loop)
     rows = model.checkpoint.schedule.steps_up_to(settings.num_inference_steps, steps)
@@ -141,37 +141,41 @@ def _by_fixed_point(
     ]
     kept, back = solved.kept, clean + solved.drift
     if unsolved := [i for i, is_solved in enumerate(solved.solved) if not is_solved]:
-        _replace_unsolved(model, clean, prompts, settings, loop, unsolved, kept, back, how)
+        own_prompts = [prompts[i] for i in unsolved]
+        safer = _by_safer_scheme(model, clean[unsolved], own_prompts, settings, kept[unsolved], loop)
+        assert safer.back is not None
+        kept[unsolved], back[unsolved] = safer.kept, safer.back
+        for row, told in zip(unsolved, safer.how, strict=True):
+            how[row] |= told
     return Inverted(kept, timesteps, back, how)
 
 
-def _replace_unsolved(
-    model: DiffusionModel,
-    clean: Tensor,
-    prompts: Sequence[str],
-    settings: Settings,
-    loop: Loop,
-    rows: list[int],
-    kept: Tensor,
-    back: Tensor,
-    how: list[dict[str, Any]],
-) -> None:
-    """The safe scheme for rows that did not converge: plain DDIM, and whichever of the two samples back better stays."""
-    own_prompts = [prompts[i] for i in rows]
-    within = model.checkpoint.schedule.nearest_containing(AUTHORS_INVERSION_STEPS, settings.num_inference_steps)[-1]
+def _safe_steps(model: DiffusionModel, settings: Settings) -> int:
+    """The step count near the authors' 999 whose grid holds the sampling grid, whatever the spacing."""
+    return model.checkpoint.schedule.nearest_containing(AUTHORS_INVERSION_STEPS, settings.num_inference_steps)[-1]
+
+
+def _by_safer_scheme(
+    model: DiffusionModel, clean: Tensor, prompts: Sequence[str], settings: Settings, kept: Tensor, loop: Loop
+) -> Inverted:
+    """For pictures whose fixed point was not found: plain DDIM too, and whichever of the two samples back better."""
+    within = _safe_steps(model, settings)
     timesteps = model.checkpoint.schedule.timesteps(settings.num_inference_steps)
-    plain = ddim_invert(model, clean[rows], own_prompts, within, timesteps, loop)
-    sampled = [
-        reconstruct(model, each[:, 0], own_prompts, timesteps, loop, name)
-        for name, each in (("reconstruct-kept", kept[rows]), ("reconstruct-plain", plain))
-    ]
-    errors = [(each - clean[rows]).square().flatten(1).mean(1) for each in sampled]
-    for n, row in enumerate(rows):
-        better = not bool(errors[0][n] <= errors[1][n])  # NaN is never better
-        back[row] = sampled[better][n]
-        how[row] |= {"inverted_by": "ddim" if better else "fixed-point", "reconstruction_is_estimated": False}
-        how[row] |= {"inversion_converged": False}
-        kept[row] = plain[n] if better else kept[row]
+    candidates = {"fixed-point": kept, "ddim": ddim_invert(model, clean, prompts, within, timesteps, loop)}
+    back = {
+        name: reconstruct(model, each[:, 0], prompts, timesteps, loop, f"reconstruct-{name}")
+        for name, each in candidates.items()
+    }
+    error = {name: (each - clean).square().flatten(1).mean(1) for name, each in back.items()}
+    is_solved = error["fixed-point"] <= error["ddim"]  # never where it is NaN
+    chosen = ["fixed-point" if solved else "ddim" for solved in is_solved.tolist()]
+    told = {"inversion_converged": False, "reconstruction_is_estimated": False}
+    return Inverted(
+        kept=torch.stack([candidates[name][i] for i, name in enumerate(chosen)]),
+        timesteps=timesteps,
+        back=torch.stack([back[name][i] for i, name in enumerate(chosen)]),
+        how=[{"inverted_by": name, **told} for name in chosen],
+    )
 
 
 def of_prompts(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from pnp_batch.checkpoint import resolve
+import pnp_batch
+from pnp_batch.checkpoint import BUILTIN, resolve
 from pnp_batch.diffusion.fixed_point import Inversion, fixed_point_invert
 from pnp_batch.diffusion.inversion import ddim_invert, reconstruct
 from pnp_batch.diffusion.model import DiffusionModel, load_model
@@ -16,6 +19,7 @@ from pnp_batch.diffusion.steps import plain_loop
 from pnp_batch.diffusion.trajectories import of_pictures
 from pnp_batch.manifest import Settings
 from pnp_batch.media.images import Pixels
+from pnp_batch.methods.pnp import Target, translate
 from pnp_batch.shapes.scenes import random_scene, render
 
 SCENES = 3
@@ -88,3 +92,37 @@ def test_who_names_a_number_of_inversion_steps_gets_the_authors_scheme() -> None
     assert Settings().settled().inversion_method == "fixed-point"
     assert Settings(num_inversion_steps=50).settled().inversion_method == "ddim"
     assert Settings(inversion_method="ddim").settled().num_inversion_steps == 999
+
+
+@pytest.mark.parametrize("steps", [4, 10])
+def test_few_large_steps_are_solved_too(model: DiffusionModel, clean: torch.Tensor, steps: int) -> None:
+    timesteps = model.checkpoint.schedule.timesteps(steps)
+    inversion = fixed_point_invert(model, clean, [""] * SCENES, timesteps, 1e-3)
+    back = reconstruct(model, inversion.kept[:, 0], [""] * SCENES, timesteps)
+    assert all(inversion.solved) and (back - clean).square().mean().sqrt() < 0.03
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        {"steps_offset": 0},
+        {"timestep_spacing": "linspace"},
+        {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True},
+        {"set_alpha_to_one": True},
+    ],
+)
+def test_other_noise_schedules(tmp_path: Path, pictures: list[Pixels], scheduler: dict[str, object]) -> None:
+    """A grid with timestep 0 has a step of length nothing; at zero terminal SNR x / sqrt(a) is not defined."""
+    folder = tmp_path / "model"
+    shutil.copytree(Path(pnp_batch.__file__).parent / BUILTIN["builtin:shapes"], folder)
+    config = folder / "scheduler/scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | scheduler))
+    model = load_model(resolve(str(folder), tmp_path), torch.device("cpu"), "float32")
+    (trajectory,) = of_pictures(model, pictures[:1], [""], Settings(num_inference_steps=20).settled(), plain_loop)
+    assert trajectory.is_finite
+    kept = torch.from_numpy(trajectory.latents)[None]
+    target = Target(
+        0, "a red star on grass", Settings(num_inference_steps=20, guidance_scale=3.0), *model.checkpoint.layers
+    )
+    (result,) = translate(model, kept, [""], [[target]])
+    assert torch.isfinite(result[0]).all()

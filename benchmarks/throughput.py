@@ -29,12 +29,12 @@ from PIL import Image
 
 from pnp_batch.checkpoint import BUILTIN, resolve
 
-from pnp_batch.diffusion.model import DiffusionModel, load_model, pick_device, pick_dtype, to_pixels  # isort: skip
+from pnp_batch.diffusion.model import DiffusionModel, load_model, pick_device, to_pixels  # isort: skip
 import torch  # isort: skip  # after pnp_batch, which sets how its threads wait
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel
 
-from pnp_batch.manifest import load_manifest
+from pnp_batch.manifest import RunSpec, load_manifest
 from pnp_batch.plan import Plan
 from pnp_batch.runner import Silent, Worker
 from pnp_batch.shapes.scenes import MATERIALS, random_scene, render
@@ -163,7 +163,7 @@ class Plain:
 
 def run_plain(arguments: argparse.Namespace, folder: Path, work: Path) -> dict[str, Any]:
     device = pick_device("auto")
-    plain = Plain(load_model(resolve(str(folder), ROOT), device, pick_dtype("auto", device)))
+    plain = Plain(load_model(resolve(str(folder), ROOT), device, RunSpec().dtype_on(device.type)))
     side = plain.model.checkpoint.sample_size
     paths, prompts = pictures(work, arguments.images, side), prompts_of(arguments.prompts)
     plain.model.seconds_per_pass((side, side), 3)  # warm-up

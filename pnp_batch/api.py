@@ -18,11 +18,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from pnp_batch.checkpoint import Checkpoint, resolve
-from pnp_batch.diffusion.model import DiffusionModel, load_model, pick_device, pick_dtype, to_pixels
+from pnp_batch.diffusion.model import DiffusionModel, load_model, pick_device, to_pixels
 from pnp_batch.diffusion.steps import plain_loop
 from pnp_batch.diffusion.trajectories import invert
 from pnp_batch.errors import ItemError, ManifestError, NonFiniteError, Problem
-from pnp_batch.manifest import Settings, run_from, settings_from
+from pnp_batch.manifest import RunSpec, Settings, run_from, settings_from
 from pnp_batch.media.images import Pixels, fitted_size, opened, rgb_pixels
 from pnp_batch.methods.pnp import Target
 from pnp_batch.methods.pnp import translate as pnp_translate
@@ -82,7 +82,7 @@ def translate(
     checkpoint = resolve(str(model), Path.cwd(), revision=revision, variant=variant, config=config)
     layers = chosen.layers(checkpoint.layers)
     checkpoint.check_layers(*layers)
-    loaded = _loaded(checkpoint, run.devices, run.dtype)
+    loaded = _loaded(checkpoint, run)
     return _translate(loaded, _pixels(image, chosen, checkpoint), Target(0, prompt, chosen, *layers))
 
 
@@ -98,9 +98,9 @@ def _pixels(image: str | Path | Image.Image | np.ndarray[Any, Any], chosen: Sett
 
 
 @lru_cache(maxsize=1)
-def _loaded(checkpoint: Checkpoint, device: str | int, dtype: str) -> DiffusionModel:
-    place = pick_device(device)
-    return load_model(checkpoint, place, pick_dtype(dtype, place))
+def _loaded(checkpoint: Checkpoint, run: RunSpec) -> DiffusionModel:
+    device = pick_device(run.devices)
+    return load_model(checkpoint, device, run.dtype_on(device.type))
 
 
 def _translate(model: DiffusionModel, pixels: Pixels, target: Target) -> Translation:

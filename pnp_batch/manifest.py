@@ -350,6 +350,10 @@ class RunSpec(_Value):
     store: Name | None = None
     checkpoint_seconds: Annotated[Number, Field(ge=0)] = 30.0
 
+    def dtype_on(self, device: str) -> str:
+        """The dtype on a device type: as written, else half precision on a GPU and float32 on a CPU, where halves are slower."""
+        return self.dtype if self.dtype != "auto" else "float32" if device == "cpu" else "float16"
+
 
 Metric = Literal[
     "psnr",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pnp_batch.checkpoint import Checkpoint, Schedule
@@ -139,7 +139,6 @@ class Plan:
     checkpoint: Checkpoint
     limit: int | None = None
     only: frozenset[str] | None = None
-    warnings: list[str] = field(default_factory=list)
 
     def jobs(self) -> Iterator[Job]:
         """All jobs in manifest order; stops after `limit` sources.

@@ -59,7 +59,7 @@ class Worker:
             digests=self.digests,
             checkpoint=self.checkpoint,
             fingerprint=fingerprint(self.checkpoint, self.digests),
-            dtype=run.dtype if run.dtype != "auto" else "float32" if device == "cpu" else "float16",
+            dtype=run.dtype_on(device),
             device=device,
             load=self._load,
             outputs=self.outputs,

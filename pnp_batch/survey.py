@@ -49,8 +49,9 @@ def survey(plan: Plan, worker: Worker) -> Survey:
     failed = FailureList(plan.manifest).rows
     for job in plan.jobs():
         item = Item(job, worker.context)
-        if known := _knows_key(job, worker):
-            result.inverted += _is_there(worker, "invert", item.key)
+        known = _knows_key(job, worker)
+        has_trajectory = known and _is_there(worker, "invert", item.key)
+        result.inverted += has_trajectory
         missing = []
         for unit in item.units:
             done = known and _is_there(worker, "translate", unit.key)
@@ -64,7 +65,6 @@ def survey(plan: Plan, worker: Worker) -> Survey:
         result.sources += 1
         result.translations += len(item.units)
         if missing:
-            has_trajectory = known and _is_there(worker, "invert", item.key)
             result.left.add(replace(job, translations=tuple(missing)), plan.checkpoint, has_trajectory=has_trajectory)
     return result
 

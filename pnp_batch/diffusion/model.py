@@ -235,11 +235,6 @@ def pick_device(wanted: str | int) -> torch.device:
     return device
 
 
-def pick_dtype(wanted: str, device: torch.device) -> str:
-    """The dtype for `dtype: auto`: half precision on a GPU, float32 on a CPU, where halves are slower."""
-    return wanted if wanted != "auto" else "float16" if device.type == "cuda" else "float32"
-
-
 def load_model(checkpoint: Checkpoint, device: torch.device, dtype: str) -> DiffusionModel:
     """Loads a checkpoint through diffusers' own loaders: safetensors only, no remote code, no network.
 

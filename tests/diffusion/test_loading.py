@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from pnp_batch.checkpoint import Schedule, resolve
-from pnp_batch.diffusion.model import DiffusionModel, load_model, pick_device, pick_dtype
+from pnp_batch.diffusion.model import DiffusionModel, load_model, pick_device
 from pnp_batch.errors import EnvironmentFailure, ModelError
+from pnp_batch.manifest import RunSpec
 
 CPU = torch.device("cpu")
 FILES = {
@@ -253,7 +254,7 @@ def test_what_is_told_to_be_cut_is_what_the_text_encoder_does_not_see(tiny):
 
 def test_a_device_that_is_not_there_is_an_environment_failure():
     assert pick_device("cpu") == CPU
-    assert pick_dtype("auto", CPU) == "float32"
+    assert RunSpec().dtype_on("cpu") == "float32"
     for wanted in ("cuda:99", 99, "nonsense"):
         with pytest.raises(EnvironmentFailure, match=f"device '{wanted}'"):
             pick_device(wanted)

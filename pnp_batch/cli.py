@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pnp_batch.engines import Summary
     from pnp_batch.manifest import Manifest
     from pnp_batch.plan import Checked, Plan
+    from pnp_batch.survey import Survey
 
 OK, SOME_FAILED, WRONG_INPUT, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -109,6 +110,7 @@ def run(
     if only is not None and only not in STAGES:
         raise typer.BadParameter(f"'{only}' is not a stage; stages are {', '.join(STAGES)}", param_hint="--only")
     plan = _plan(loaded, limit=limit, retry_failed=retry_failed)
+    _ = _worker(plan).rule  # says now, not after hours, that weights of the quality gate are missing
     if dry_run:
         return _show_estimate(plan)
     console = _console()
@@ -120,9 +122,21 @@ def run(
         f"{summary.done} of {summary.translations} results are there ({summary.translated} computed now, {summary.inverted} "
         f"inversions, {summary.rows} UNet rows, {summary.seconds:.1f} s), {summary.failed} failed"
     )
+    if loaded.quality is not None:
+        _say_quality(summary)
     if fail_fast and summary.failed:
         _say("stopped at the first failure (--fail-fast)")
     return _conclude(plan, summary, stages == tuple(STAGES))
+
+
+def _say_quality(summary: Summary) -> None:
+    """What the quality gate found. A flagged result is a result: it is there, and the exit code is that of the rest."""
+    _say(
+        f"quality: {summary.passed} passed ({summary.saved} of them with a retry's settings), {summary.flagged} flagged"
+        + (f", {summary.not_judged} could not be judged" if summary.not_judged else "")
+    )
+    if summary.flagged or summary.not_judged:
+        _say("why is in metadata.jsonl (quality_reason), and in the report, which filters by it")
 
 
 def _conclude(plan: Plan, summary: Summary, complete: bool) -> int:
@@ -178,6 +192,11 @@ def status(
     print(f"{'invert':<10} {counts.inverted:>9} {'':>9} {counts.sources - counts.inverted:>9}")
     for stage, done in (("translate", counts.translated), ("assemble", counts.assembled)):
         print(f"{stage:<10} {done:>9} {counts.failed:>9} {counts.translations - done - counts.failed:>9}")
+    if plan.manifest.quality is not None:
+        print(
+            "quality: "
+            + ", ".join(f"{counts.judged.get(word, 0)} {word}" for word in ("passed", "flagged", "not judged"))
+        )
     if last is not None:
         rate = last["rows"] / last["seconds"] if last["seconds"] else 0.0
         eta = f", ETA {clock(last['eta'])}" if last["running"] else ""
@@ -292,8 +311,12 @@ def _layers(what: str, written: str | None, plan: Plan) -> list[int]:
 @app.command()
 @_verb
 def prefetch(manifest: ManifestPath) -> int:
-    """Fetch the model's weights into the cache, before going offline."""
-    checkpoint = _checkpoint(_load(manifest))
+    """Fetch the weights of the model, and of the quality gate if there is one, before going offline."""
+    from pnp_batch.runner import Silent, Worker
+
+    loaded = _load(manifest)
+    checkpoint = _checkpoint(loaded)
+    _ = Worker(loaded, checkpoint, Silent()).rule
     size = sum(path.stat().st_size for path in checkpoint.weight_files())
     print(f"{checkpoint.name} is here: {checkpoint.weights} ({size / 1e6:.0f} MB)")
     return OK
@@ -443,9 +466,21 @@ def _show_estimate(plan: Plan) -> int:
         cell_seconds = seconds_per_row_cell(plan, worker)
         seconds = None if cell_seconds is None else cell_seconds * left.row_cells
         print(f"time:       about {clock(seconds)} on {worker.context.device} (from one timed UNet pass)")
+    if plan.manifest.quality is not None:
+        _show_retries(plan, counts)
     if left.disk_bytes > free:
         _say("warning: there may not be enough space on the disk")
     return OK
+
+
+def _show_retries(plan: Plan, counts: Survey) -> None:
+    retries, judged = counts.retries, sum(counts.judged.values())
+    print(f"quality:    {counts.translations - judged} results to judge; {judged} have their verdict")
+    if retries.rows:
+        print(
+            f"            at most {retries.rows} UNet rows and {retries.disk_bytes / 1e6:.1f} MB more, "
+            "if none of them passes before its last retry"
+        )
 
 
 def _existing_parent(path: Path) -> Path:

@@ -13,7 +13,7 @@ import yaml
 
 from pnp_batch.errors import disk_errors_named
 from pnp_batch.inputs import Source, Translation
-from pnp_batch.manifest import Manifest, Settings
+from pnp_batch.manifest import Manifest, QualitySpec, Settings
 from pnp_batch.stages.outputs import append_line
 from pnp_batch.stages.work import Unit
 from pnp_batch.store.files import write_atomic
@@ -89,9 +89,19 @@ class FailureList:
             "inputs": _merged([row["input"] for row in self.rows.values()]),
             "run": run,
         }
+        if manifest.quality:
+            content["evaluation"] = self._evaluation()
+            content["quality"] = _given(manifest.quality)
         if manifest.config:
             content["config"] = _moved(manifest.config, manifest.base, self.root)
         return yaml.safe_dump(content, sort_keys=False)
+
+    def _evaluation(self) -> dict[str, Any]:
+        """What the quality gate measures with, with paths as seen from the output folder."""
+        given = _plain(self.manifest.evaluation.given())
+        paths = ("dino", "clip", "lpips", "masks")
+        moved = {k: _moved(v, self.manifest.base, self.root) for k, v in given.items() if k in paths and v is not None}
+        return given | moved
 
 
 def _read(path: Path) -> list[Row]:
@@ -132,6 +142,10 @@ def _merged(inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         name = json.dumps({k: v for k, v in each.items() if k != "prompts"}, sort_keys=True)
         merged.setdefault(name, {**each, "prompts": []})["prompts"].extend(each["prompts"])
     return list(merged.values())
+
+
+def _given(quality: QualitySpec) -> dict[str, Any]:
+    return quality.given() | {"retry": [_plain(each.given()) for each in quality.retry]}
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

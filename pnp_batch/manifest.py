@@ -234,6 +234,13 @@ class Settings(_Value):
         attn = own[1] if self.pnp_attn_layers is None else self.pnp_attn_layers
         return tuple(sorted(set(f))), tuple(sorted(set(attn)))
 
+    def retried(self, retry: Settings) -> Settings:
+        """These settings, decided as they are, with those of a retry on top: a new inversion is decided anew."""
+        undecided: dict[str, Any] = {}
+        if retry.model_fields_set & {"inversion_method", "num_inversion_steps"}:
+            undecided = {"inversion_method": "auto", "num_inversion_steps": None}
+        return self.model_copy(update=undecided).overridden(retry).settled()
+
     def settled(self) -> Settings:
         """These settings with `auto` decided: who names a number of inversion steps wants the authors' scheme."""
         method = self.inversion_method
@@ -366,6 +373,7 @@ Metric = Literal[
     "text_gain",
     "alignment",
     "reconstruction_psnr",
+    "reconstruction_lpips",
 ]
 
 
@@ -380,6 +388,60 @@ class EvaluationSpec(_Value):
     lpips: Name | None = None
     metrics: tuple[Metric, ...] = tuple(name for name in get_args(Metric) if name != "structure_distance_pie")
     masks: Name | None = None
+
+
+class QualitySpec(_Value):
+    """What a result has to reach, and what is tried where it does not (docs/evaluation.md).
+
+    `min_X` and `max_X` bound the column X of `pnp-batch evaluate`. `retry` holds settings that replace a result's own, in the
+    order in which they are tried.
+    """
+
+    aliases: ClassVar[Mapping[str, str]] = {"min_clip": "min_clip_similarity"}
+
+    min_psnr: Number | None = None
+    min_ssim: Number | None = None
+    min_clip_similarity: Number | None = None
+    min_text_gain: Number | None = None
+    min_reconstruction_psnr: Number | None = None
+    max_mse: Number | None = None
+    max_lpips: Number | None = None
+    max_structure_distance: Number | None = None
+    max_structure_distance_pie: Number | None = None
+    max_shift: Number | None = None
+    max_reconstruction_lpips: Number | None = None
+    retry: tuple[Settings, ...] = ()
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> QualitySpec:
+        if not self.thresholds:
+            known = ", ".join(name for name in QualitySpec.model_fields if name != "retry")
+            raise PydanticCustomError("no_threshold", "quality names no threshold; there are {known}", {"known": known})
+        if not all(retry.given() for retry in self.retry):
+            raise PydanticCustomError("empty_retry", "a retry needs at least one setting, such as pnp_f_t: 0.6")
+        return self
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """The thresholds that were written, by name."""
+        return {name: value for name, value in self.given().items() if name != "retry" and value is not None}
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The column of each threshold that was written."""
+        return {name: column_of(name) for name in self.thresholds}
+
+
+for _name in (name for name in (*QualitySpec.model_fields, *QualitySpec.aliases) if name != "retry"):
+    _bound, _, _column = _name.partition("_")
+    HINTS[f"{'max' if _bound == 'min' else 'min'}_{_column}"] = (
+        f"{'more' if _bound == 'min' else 'less'} is better: {_name}"
+    )
+
+
+def column_of(threshold: str) -> str:
+    """The column that a threshold bounds: `psnr` for `min_psnr`."""
+    return threshold.partition("_")[2]
 
 
 class Manifest(_Value):
@@ -397,6 +459,7 @@ class Manifest(_Value):
     inputs: tuple[InputSpec, ...]
     run: Annotated[RunSpec, BeforeValidator(_empty_for_nothing)] = RunSpec()
     evaluation: Annotated[EvaluationSpec, BeforeValidator(_empty_for_nothing)] = EvaluationSpec()
+    quality: QualitySpec | None = None
 
     @model_validator(mode="after")
     def _some_inputs(self) -> Manifest:
@@ -728,6 +791,8 @@ _MAPPINGS: dict[str, type[_Value]] = {
     "defaults": Settings,
     "run": RunSpec,
     "evaluation": EvaluationSpec,
+    "quality": QualitySpec,
+    "retry": Settings,
     "inputs": InputSpec,
     "generate": GenerateSpec,
     "prompts": PromptSpec,

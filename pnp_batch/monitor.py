@@ -39,7 +39,11 @@ class State:
         failed: Results that failed.
         inverted: Trajectories made by this run.
         translated: Results computed by this run.
-        rows: UNet rows computed by this run.
+        passed: Results that the quality gate let pass.
+    saved: Of them those that a retry made pass.
+    flagged: Results that missed a threshold in every attempt.
+    not_judged: Results of which a figure could not be measured.
+    rows: UNet rows computed by this run.
         rows_total: UNet rows of the whole plan.
         rows_settled: UNet rows of the plan that need no more thought: computed, or found done.
         seconds: Since the run began.
@@ -53,6 +57,10 @@ class State:
     failed: int = 0
     inverted: int = 0
     translated: int = 0
+    passed: int = 0
+    saved: int = 0
+    flagged: int = 0
+    not_judged: int = 0
     rows: int = 0
     rows_settled: int = 0
     seconds: float = 0.0
@@ -107,7 +115,10 @@ class Monitor:
     def made(self, stage: str, count: int) -> None:
         """A stage made artifacts or files."""
         self.made_counts[stage] += count
-        self.state.inverted, self.state.translated = self.made_counts["invert"], self.made_counts["translate"]
+        counts = self.made_counts
+        self.state.inverted, self.state.translated = counts["invert"], counts["translate"]
+        self.state.passed, self.state.saved = counts["passed"], counts["saved"]
+        self.state.flagged, self.state.not_judged = counts["flagged"], counts["not judged"]
         self._refresh()
 
     def note(self, message: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pnp_batch.checkpoint import Checkpoint, Schedule
@@ -153,7 +153,7 @@ class Plan:
                 translations = tuple(t for t in translations if unit_id(source, t) in self.only)
             if not translations:
                 continue
-            yield from _jobs_of(source, translations, self.checkpoint)
+            yield from jobs_of(source, translations, self.checkpoint)
             taken += 1
             if taken == self.limit:
                 return
@@ -161,19 +161,8 @@ class Plan:
             raise ManifestError(expansion.problems)
 
     def packages(self) -> Iterator[Package]:
-        """Jobs collected by geometry, `PACKAGE_JOBS` at a time; at most one open package per geometry is held."""
-        open_jobs: dict[Any, list[Job]] = {}
-        index = 0
-        for job in self.jobs():
-            shared = (getattr(job.settings, name) for name in ("num_inference_steps", *SHARED_INVERSION_SETTINGS))
-            kind = (job.size, job.own_steps, job.source.generate is None, *shared)
-            open_jobs.setdefault(kind, []).append(job)
-            if len(open_jobs[kind]) == PACKAGE_JOBS:
-                yield Package(index, tuple(open_jobs.pop(kind)))
-                index += 1
-        for jobs in open_jobs.values():
-            yield Package(index, tuple(jobs))
-            index += 1
+        """The work, cut into packages."""
+        return packages_of(self.jobs())
 
     def estimate(self) -> Estimate:
         """Counts sources, results, UNet rows and bytes."""
@@ -183,7 +172,24 @@ class Plan:
         return estimate
 
 
-def _jobs_of(source: Source, translations: Iterable[Translation], checkpoint: Checkpoint) -> Iterator[Job]:
+def packages_of(jobs: Iterable[Job]) -> Iterator[Package]:
+    """Jobs collected by geometry, `PACKAGE_JOBS` at a time; at most one open package per geometry is held."""
+    open_jobs: dict[Any, list[Job]] = {}
+    index = 0
+    for job in jobs:
+        shared = (getattr(job.settings, name) for name in ("num_inference_steps", *SHARED_INVERSION_SETTINGS))
+        kind = (job.size, job.own_steps, job.source.generate is None, *shared)
+        open_jobs.setdefault(kind, []).append(job)
+        if len(open_jobs[kind]) == PACKAGE_JOBS:
+            yield Package(index, tuple(open_jobs.pop(kind)))
+            index += 1
+    for rest in open_jobs.values():
+        yield Package(index, tuple(rest))
+        index += 1
+
+
+def jobs_of(source: Source, translations: Iterable[Translation], checkpoint: Checkpoint) -> Iterator[Job]:
+    """The jobs of a guidance image: its translations by trajectory settings."""
     groups: dict[tuple[Any, ...], list[Translation]] = {}
     for translation in translations:
         same = tuple(getattr(translation.settings, name) for name in TRAJECTORY_SETTINGS)
@@ -291,7 +297,7 @@ def check(manifest: Manifest, checkpoint: Checkpoint) -> Checked:
             checked = translations
         checker.check_is_new(source, translations)
         sources += 1
-    problems = [*_misplaced(manifest), *expansion.problems, *checker.problems]
+    problems = [*_misplaced(manifest), *_blind(manifest), *expansion.problems, *checker.problems]
     if problems:
         raise ManifestError(problems)
     return Checked(sources, checker.results, [*expansion.warnings, *checker.warnings])
@@ -303,6 +309,16 @@ def _misplaced(manifest: Manifest) -> Iterator[Problem]:
         there = next(path for path in (place, *place.parents) if os.path.lexists(path))
         if not there.is_dir():
             yield manifest.problem(loc, f"{there} is not a folder")
+
+
+def _blind(manifest: Manifest) -> Iterator[Problem]:
+    """Thresholds of the quality gate whose figure there is no way to get."""
+    for name, column in manifest.quality.columns.items() if manifest.quality else ():
+        loc = ("quality", name)
+        if column.endswith("lpips") and manifest.evaluation.lpips is None:
+            yield manifest.problem(loc, "LPIPS needs weights: write `evaluation: {lpips: FILE}` (docs/evaluation.md)")
+        if column.startswith("reconstruction_") and manifest.run.reconstruction == "skipped":
+            yield manifest.problem(loc, "the reconstruction is not measured with `run: {reconstruction: skipped}`")
 
 
 class _Checker:
@@ -318,11 +334,18 @@ class _Checker:
 
     def check(self, source: Source, translation: Translation) -> None:
         """Adds to `problems` and `warnings`."""
-        self._check_grid(source, translation)
-        self._check_layers(translation)
-        self._check_size(translation)
-        for key, text in self._texts(source, translation).items():
-            self._check_length(key, text)
+        for each in (translation, *self._attempts(translation)):
+            self._check_grid(source, each)
+            self._check_layers(each)
+            self._check_size(each)
+            for key, text in self._texts(source, each).items():
+                self._check_length(key, text)
+
+    def _attempts(self, translation: Translation) -> Iterator[Translation]:
+        """What the quality gate may make of a translation."""
+        for number, retry in enumerate(self.manifest.quality.retry if self.manifest.quality else ()):
+            loc = ("quality", "retry", number)
+            yield replace(translation, settings=translation.settings.retried(retry), loc=loc)
 
     def check_is_new(self, source: Source, translations: Iterable[Translation]) -> None:
         """Adds a problem for every result that an earlier input names already."""

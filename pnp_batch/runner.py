@@ -19,6 +19,7 @@ from pnp_batch.plan import Job, Package, Plan
 from pnp_batch.stages import STAGES
 from pnp_batch.stages.batches import MAX_BATCH
 from pnp_batch.stages.outputs import Outputs
+from pnp_batch.stages.quality import Rule
 from pnp_batch.stages.work import Context, Events, Item, Unit
 from pnp_batch.store import ArtifactStore, DigestCache
 from pnp_batch.store.artifacts import CorruptArtifact
@@ -26,8 +27,11 @@ from pnp_batch.store.keys import key_of
 
 if TYPE_CHECKING:
     from pnp_batch.diffusion.model import DiffusionModel
+    from pnp_batch.evaluation.gate import Gate
 
 log = logging.getLogger(__name__)
+
+ATTEMPT_STAGES = ("invert", "translate")  # of the quality gate's attempts, which are neither judged again nor exported
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -67,7 +71,28 @@ class Worker:
             batch_size=None if run.batch_size == "auto" else run.batch_size,
             checkpoint_seconds=run.checkpoint_seconds,
             measure=run.reconstruction == "measured",
+            rule=lambda: self.rule,
         )
+
+    @cached_property
+    def rule(self) -> Rule | None:
+        """What the quality gate asks for.
+
+        Raises:
+            EnvironmentFailure: The weights that it measures with are not here and cannot be had.
+        """
+        if self.manifest.quality is None:
+            return None
+        from pnp_batch.evaluation.rule import rule_of
+
+        return rule_of(self.manifest, self.digests)
+
+    @cached_property
+    def _gate(self) -> Gate:
+        """The quality gate; its backbones are loaded once, when first needed."""
+        from pnp_batch.evaluation.gate import Gate
+
+        return Gate(self.manifest, self.context, lambda context, jobs: self._made(context, jobs, ATTEMPT_STAGES))
 
     def process(self, package: Package, stages: Sequence[str] = tuple(STAGES)) -> list[Unit]:
         """Makes what is missing of a package.
@@ -85,9 +110,12 @@ class Worker:
         Raises:
             EnvironmentFailure: The machine failed; nothing is lost, and running again goes on from here.
         """
-        items = self._run_stages(self.context, package.jobs, stages)
+        return self._made(self.context, package.jobs, stages)
+
+    def _made(self, context: Context, jobs: Sequence[Job], stages: Sequence[str]) -> list[Unit]:
+        items = self._run_stages(context, jobs, stages)
         units = {unit.id: unit for item in items for unit in item.units}
-        for again in (self._after_corruption(items, stages), self._in_float32(items, stages)):
+        for again in (self._after_corruption(context, items, stages), self._in_float32(context, items, stages)):
             units |= {unit.id: unit for item in again for unit in item.units}
         return list(units.values())
 
@@ -99,20 +127,22 @@ class Worker:
                 break
             STAGES[name](context, [item for item in readable if not item.failed])
             _share_failures(readable)
+            if name == "translate" and context.rule() is not None:
+                self._gate.settle([unit for item in readable for unit in item.units])
         return items
 
-    def _after_corruption(self, items: Sequence[Item], stages: Sequence[str]) -> list[Item]:
+    def _after_corruption(self, context: Context, items: Sequence[Item], stages: Sequence[str]) -> list[Item]:
         jobs = _jobs_with(items, lambda unit: isinstance(unit.error, CorruptArtifact))
-        return self._run_stages(self.context, jobs, stages) if jobs else []
+        return self._run_stages(context, jobs, stages) if jobs else []
 
-    def _in_float32(self, items: Sequence[Item], stages: Sequence[str]) -> list[Item]:
+    def _in_float32(self, context: Context, items: Sequence[Item], stages: Sequence[str]) -> list[Item]:
         jobs = _jobs_with(items, lambda unit: unit.needs_float32)
         if not jobs:
             return []
         self.events.note(
-            f"{sum(len(job.translations) for job in jobs)} results are not finite in {self.context.dtype}; trying float32"
+            f"{sum(len(job.translations) for job in jobs)} results are not finite in {context.dtype}; trying float32"
         )
-        again = self._run_stages(replace(self.context, dtype="float32"), jobs, stages)
+        again = self._run_stages(replace(context, dtype="float32"), jobs, stages)
         halves = {unit.id: unit for item in items for unit in item.units}
         for unit in (unit for item in again for unit in item.units):
             if unit.is_done:

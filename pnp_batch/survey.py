@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pnp_batch.failures import FailureList
+from pnp_batch.inputs import Translation
 from pnp_batch.monitor import PROGRESS_FILE
-from pnp_batch.plan import Estimate, Job, Plan, pixels_of
+from pnp_batch.plan import TRAJECTORY_SETTINGS, Estimate, Job, Plan, jobs_of, pixels_of
 from pnp_batch.runner import Worker
-from pnp_batch.stages.work import Item
+from pnp_batch.stages.work import Item, Unit
 from pnp_batch.store.files import is_alive
 
 STALE_SECONDS = 600.0  # a run on another machine that has not written its progress for so long is not going on
@@ -30,6 +31,8 @@ class Survey:
         translations: Results in the plan.
         translated: Of them with a picture in the store.
         assembled: Of them with a file in the output folder.
+    judged: Of them by the quality gate's verdict; empty where there is no gate.
+    retries: What the gate costs at most: every retry of everything that has no verdict yet.
         failed: Of them listed in `failures.jsonl`.
         left: What the rest costs.
     """
@@ -40,7 +43,9 @@ class Survey:
     translated: int = 0
     assembled: int = 0
     failed: int = 0
+    judged: dict[str, int] = field(default_factory=dict)
     left: Estimate = field(default_factory=Estimate)
+    retries: Estimate = field(default_factory=Estimate)
 
 
 def survey(plan: Plan, worker: Worker) -> Survey:
@@ -52,21 +57,36 @@ def survey(plan: Plan, worker: Worker) -> Survey:
         known = _knows_key(job, worker)
         has_trajectory = known and _is_there(worker, "invert", item.key)
         result.inverted += has_trajectory
-        missing = []
+        missing, open_ = [], []
         for unit in item.units:
             done = known and _is_there(worker, "translate", unit.key)
+            stands = unit.result() if done else None
             result.translated += done
-            result.assembled += done and worker.outputs.has_file(
-                worker.outputs.name(job.source.stem, unit.translation.prompt, unit.result_key)
+            result.assembled += stands is not None and worker.outputs.has_file(
+                worker.outputs.name(job.source.stem, unit.translation.prompt, stands.key)
             )
-            result.failed += unit.id in failed and not done
+            result.failed += unit.id in failed and stands is None
+            if unit.verdict is not None:
+                result.judged[unit.verdict.word] = result.judged.get(unit.verdict.word, 0) + 1
             if not done:
                 missing.append(unit.translation)
+            if stands is None:
+                open_.append(unit.translation)
         result.sources += 1
         result.translations += len(item.units)
         if missing:
             result.left.add(replace(job, translations=tuple(missing)), plan.checkpoint, has_trajectory=has_trajectory)
+        _add_retries(result.retries, plan, job, open_)
     return result
+
+
+def _add_retries(estimate: Estimate, plan: Plan, job: Job, translations: Sequence[Translation]) -> None:
+    """What it costs to make some results of a job with every retry of the quality gate."""
+    for retry in plan.manifest.quality.retry if plan.manifest.quality else ():
+        others = [replace(each, settings=each.settings.retried(retry)) for each in translations]
+        for other in jobs_of(job.source, others, plan.checkpoint):
+            same = all(getattr(other.settings, name) == getattr(job.settings, name) for name in TRAJECTORY_SETTINGS)
+            estimate.add(other, plan.checkpoint, has_trajectory=same)
 
 
 def keys_in_use(plan: Plan, worker: Worker) -> Iterator[str]:
@@ -82,6 +102,19 @@ def keys_in_use(plan: Plan, worker: Worker) -> Iterator[str]:
             yield unit.key
             if artifact := unit.find():  # in float32, where the result fell back to that
                 yield from (artifact.key, artifact.meta["trajectory"])
+            yield from _keys_of_verdict(unit)
+
+
+def _keys_of_verdict(unit: Unit) -> Iterator[str]:
+    """The verdict on a result, all that was tried for it, and what that was made from."""
+    rule, own = unit.item.context.rule(), unit.find()
+    if rule is None or own is None or unit.result() is None or unit.verdict is None:
+        return
+    yield rule.key(own)
+    for key in unit.verdict.tried:
+        yield key
+        if attempt := unit.item.context.store.find("translate", key):
+            yield attempt.meta["trajectory"]
 
 
 def _knows_key(job: Job, worker: Worker) -> bool:

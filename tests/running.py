@@ -107,3 +107,22 @@ def start(project: Project) -> ForkServerProcess:
 def _run(manifest: str) -> None:
     """What the child does; it exits with the program's own exit code."""
     app(["run", manifest])
+
+
+def footprint(project: Project) -> set[str]:
+    """Everything below the output folder: it changes with every checkpoint, artifact and picture."""
+    return {
+        f"{p}{p.stat().st_mtime_ns}" for p in project.output.rglob("*") if p.is_file() and p.name != "progress.json"
+    }
+
+
+def wait_for_changes(project: Project, process: ForkServerProcess, count: int) -> bool:
+    """Waits until so many files changed; False if the process ended before."""
+    before = footprint(project)
+    while process.is_alive():
+        try:
+            if len(footprint(project) - before) >= count:
+                return True
+        except FileNotFoundError:
+            continue  # it was renamed between the listing and the look
+    return False

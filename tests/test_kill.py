@@ -6,11 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
-from running import Project, start
+from running import Project, start, wait_for_changes
 
 INPUTS = [{"prompts": ["a bronze statue", "a pink toy", "a marble bust"]} for _ in range(3)]
 CHECKPOINT_AT_EVERY_STEP = {"checkpoint_seconds": 0, "batch_size": 4}
@@ -35,25 +34,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Project:
     process.join()
     assert process.exitcode == 0
     return project
-
-
-def footprint(project: Project) -> set[str]:
-    """Everything below the output folder: it changes with every checkpoint, artifact and picture."""
-    return {
-        f"{p}{p.stat().st_mtime_ns}" for p in project.output.rglob("*") if p.is_file() and p.name != "progress.json"
-    }
-
-
-def wait_for_changes(project: Project, process: ForkServerProcess, count: int) -> bool:
-    """Waits until so many files changed; False if the process ended before."""
-    before = footprint(project)
-    while process.is_alive():
-        try:
-            if len(footprint(project) - before) >= count:
-                return True
-        except FileNotFoundError:
-            continue  # it was renamed between the listing and the look
-    return False
 
 
 @pytest.mark.slow

@@ -41,6 +41,7 @@ def run_local(run: Run) -> Summary:
         finally:
             monitor.close()
             failures.finish(whole_plan)
+            worker.outputs.drop_superseded_rows()
         return _summary(worker, monitor)
 
 
@@ -78,4 +79,8 @@ def _summary(worker: Worker, monitor: Monitor) -> Summary:
         rows=state.rows,
         seconds=state.seconds,
         corrupt=list(worker.store.corrupt.values()),
+        passed=state.passed,
+        saved=state.saved,
+        flagged=state.flagged,
+        not_judged=state.not_judged,
     )

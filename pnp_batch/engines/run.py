@@ -54,6 +54,10 @@ class Summary:
         rows: UNet rows this run computed.
         seconds: Wall time.
         corrupt: Corrupt artifacts met, one sentence each.
+        passed: Results that the quality gate let pass.
+        saved: Of them those that a retry made pass.
+        flagged: Results that missed a threshold in every attempt.
+        not_judged: Results of which a figure could not be measured.
     """
 
     sources: int
@@ -65,6 +69,10 @@ class Summary:
     rows: int
     seconds: float
     corrupt: Sequence[str]
+    passed: int = 0
+    saved: int = 0
+    flagged: int = 0
+    not_judged: int = 0
 
 
 @contextmanager

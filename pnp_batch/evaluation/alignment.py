@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pnp_batch.evaluation.columns import VERSIONS
 from pnp_batch.evaluation.values import Pair, Values
 from pnp_batch.media.images import Pixels
 
@@ -112,7 +113,7 @@ class PixelAlignment:
     """Shift (pixels; along x, y and in all) and scale of the result against its source."""
 
     name = "alignment"
-    version = 1
+    version = VERSIONS["alignment"]
     columns: tuple[str, ...] = ("shift", "shift_x", "shift_y", "scale")
     identity: Mapping[str, Any] = {}
 

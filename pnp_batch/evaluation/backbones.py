@@ -6,11 +6,9 @@ import hashlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from transformers.utils import logging as transformers_logging
 
 from pnp_batch.evaluation.values import Unavailable
 from pnp_batch.store import DigestCache, key_of
@@ -58,19 +56,6 @@ def locate(name: str, base: Path, digests: DigestCache) -> Backbone:
     return Backbone(
         name, path, key_of({file.name: digests.of(file, "bytes", partial(_sha256, file)) for file in files})
     )
-
-
-def load(backbone: Backbone, loader: Any, **options: Any) -> Any:
-    """Runs a `from_pretrained` of transformers on weights: safetensors only, no network, no remote code.
-
-    Raises:
-        Unavailable: transformers cannot read them.
-    """
-    transformers_logging.disable_progress_bar()
-    try:
-        return loader.from_pretrained(backbone.path, local_files_only=True, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError) as error:
-        raise Unavailable(f"{backbone.name} ({backbone.path}) cannot be loaded: {error}") from error
 
 
 def _from_hub(name: str, path: Path) -> Path:

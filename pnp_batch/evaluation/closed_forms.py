@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pnp_batch.evaluation.columns import VERSIONS
 from pnp_batch.evaluation.values import Mask, Pair, Value, Values
 from pnp_batch.media.images import Pixels
 
@@ -94,7 +95,7 @@ class ClosedForms:
     """PSNR, MSE and SSIM: whole, outside and inside the mask, and outside as PIE-Bench's code computes it."""
 
     name = "closed-forms"
-    version = 1
+    version = VERSIONS["closed-forms"]
     columns: tuple[str, ...] = ("psnr", "mse", "ssim")
     identity: Mapping[str, Any] = {}
 

@@ -18,14 +18,16 @@ from torch import Tensor, nn
 
 from pnp_batch.evaluation.backbones import Backbone
 from pnp_batch.evaluation.closed_forms import blackened
+from pnp_batch.evaluation.columns import VERSIONS
 from pnp_batch.evaluation.tensors import as_batch, by_shape
-from pnp_batch.evaluation.values import Pair, Unavailable, Values
+from pnp_batch.evaluation.values import NOT_INVERTED, Pair, Unavailable, Values
 from pnp_batch.media.images import Pixels
 
 # The authors' scaling layer, for pictures in [-1, 1]; and the guard of the feature normalisation.
 SHIFT, SCALE, EPSILON = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450), 1e-10
 
 SMALLEST = 32  # pixels: AlexNet's and SqueezeNet's strides leave nothing of less
+TOO_SMALL = f"the picture is smaller than {SMALLEST}x{SMALLEST}"
 
 
 class Fire(nn.Module):
@@ -161,7 +163,7 @@ class Lpips:
     """LPIPS of result and source; with a mask also of both with the edited part black, as PIE-Bench's code has it."""
 
     name = "lpips"
-    version = 1
+    version = VERSIONS["lpips"]
     columns: tuple[str, ...] = ("lpips",)
 
     def __init__(self, backbone: Backbone, model: Callable[[], LpipsModel], device: torch.device) -> None:
@@ -174,7 +176,7 @@ class Lpips:
 
     def _distances(self, pairs: Sequence[Pair]) -> list[Values]:
         if min(pairs[0].source.shape[:2]) < SMALLEST:
-            return [{"lpips": f"the picture is smaller than {SMALLEST}x{SMALLEST}"} for _ in pairs]
+            return [{"lpips": TOO_SMALL} for _ in pairs]
         rows: list[dict[str, float | str]] = [
             {"lpips": value} for value in self._of([(pair.source, pair.result) for pair in pairs])
         ]
@@ -186,6 +188,36 @@ class Lpips:
         return list(rows)
 
     def _of(self, pictures: Sequence[tuple[Pixels, Pixels]]) -> list[float]:
-        sources, results = (as_batch(side).to(self._device) for side in zip(*pictures, strict=True))
-        values: list[float] = self._model()(sources, results).tolist()
-        return values
+        return _between(self._model(), pictures, self._device)
+
+
+class ReconstructionLpips:
+    """LPIPS of the guidance image and what sampling its inversion back gives: once for all prompts of a picture."""
+
+    name = "reconstruction-lpips"
+    version = VERSIONS["reconstruction_lpips"]
+    columns: tuple[str, ...] = ("reconstruction_lpips",)
+
+    def __init__(self, backbone: Backbone, model: Callable[[], LpipsModel], device: torch.device) -> None:
+        self.identity: Mapping[str, Any] = {"backbone": backbone.fingerprint}
+        self._model, self._device = model, device
+
+    def __call__(self, pairs: Sequence[Pair]) -> list[Values]:
+        """See `Metric`."""
+        return by_shape(pairs, self._distances)
+
+    def _distances(self, pairs: Sequence[Pair]) -> list[Values]:
+        if min(pairs[0].source.shape[:2]) < SMALLEST:
+            return [{"reconstruction_lpips": TOO_SMALL} for _ in pairs]
+        known = {p.source_key: (p.source, p.reconstruction) for p in pairs if p.reconstruction is not None}
+        values: dict[str, float | str] = dict.fromkeys((pair.source_key for pair in pairs), NOT_INVERTED)
+        if known:
+            values |= zip(known, _between(self._model(), list(known.values()), self._device), strict=True)
+        return [{"reconstruction_lpips": values[pair.source_key]} for pair in pairs]
+
+
+def _between(model: LpipsModel, pictures: Sequence[tuple[Pixels, Pixels]], device: torch.device) -> list[float]:
+    """Distances of pairs of pictures of one shape."""
+    ours, theirs = (as_batch(side).to(device) for side in zip(*pictures, strict=True))
+    values: list[float] = model(ours, theirs).tolist()
+    return values

@@ -20,7 +20,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModel
 
-from pnp_batch.evaluation.backbones import Backbone, load
+from pnp_batch.evaluation.backbones import Backbone
+from pnp_batch.evaluation.columns import VERSIONS
+from pnp_batch.evaluation.pretrained import load
 from pnp_batch.evaluation.tensors import as_batch, by_shape
 from pnp_batch.evaluation.values import Pair, Unavailable, Values
 from pnp_batch.media.images import Pixels
@@ -88,10 +90,9 @@ def pie(pictures: Sequence[Pixels]) -> Tensor:
 class StructureDistance:
     """Both structure distances are this class, with another `prepare`."""
 
-    version = 1
-
     def __init__(self, backbone: Backbone, reader: Callable[[], KeyReader], column: str) -> None:
         self.name = column.replace("_", "-")
+        self.version = VERSIONS[column]
         self.columns: tuple[str, ...] = (column,)
         self.identity: Mapping[str, Any] = {"backbone": backbone.fingerprint}
         self._reader = reader

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from rich import box
 from rich.table import Table
 
-from pnp_batch.evaluation.scores import Score, is_nan, is_number
+from pnp_batch.evaluation.measures import is_nan, is_number
+from pnp_batch.evaluation.scores import Score
 from pnp_batch.evaluation.values import Value
 
 BETTER = {
@@ -23,7 +24,7 @@ BETTER = {
     "text": "↑",
     "shift": "→ 0",
 }
-BETTER |= {"shift_x": "→ 0", "shift_y": "→ 0", "scale": "→ 1", "reconstruction": "↑"}
+BETTER |= {"scale": "→ 1", "reconstruction": "↑", "reconstruction_lpips": "↓"}
 
 # PIE-Bench's columns: their head, ours with masks and without, and the factor its tables show. PSNR, LPIPS, MSE and SSIM are of
 # the background, with the edited part black; structure and "whole" are of the whole picture.

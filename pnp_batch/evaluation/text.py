@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-from pnp_batch.evaluation.backbones import Backbone, load
+from pnp_batch.evaluation.backbones import Backbone
 from pnp_batch.evaluation.closed_forms import blackened
+from pnp_batch.evaluation.columns import VERSIONS
+from pnp_batch.evaluation.pretrained import load
 from pnp_batch.evaluation.values import Pair, Unavailable, Values
 from pnp_batch.media.images import Pixels
 
@@ -58,7 +60,7 @@ class TextSimilarity:
     """Cosines (not times 100) of the prompt with the result, its gain over the source, and with the edited part alone."""
 
     name = "text"
-    version = 1
+    version = VERSIONS["text"]
     columns: tuple[str, ...] = ("clip_similarity", "text_gain")
 
     def __init__(self, backbone: Backbone, model: Callable[[], TextImageModel]) -> None:

@@ -17,6 +17,8 @@ Value = float | str
 """A number (NaN where the computation gave none), or in words why there is no number."""
 Values = Mapping[str, Value]
 
+NOT_INVERTED = "nothing was inverted: a generated guidance image, or a method that needs no trajectory"
+
 
 class Unavailable(PnpError):
     """A metric cannot be computed on this machine: no weights, or none that it understands."""
@@ -32,6 +34,7 @@ class Pair:
         prompt: The target prompt.
         source_key: Equal for pairs of one source: what is computed of it is computed once.
         mask: (height, width), True where the edit is wanted; None where no mask is known.
+        reconstruction: (height, width, 3), what sampling the inversion back gives; None where nothing was inverted.
     """
 
     source: Pixels
@@ -39,6 +42,7 @@ class Pair:
     prompt: str
     source_key: str
     mask: Mask | None = None
+    reconstruction: Pixels | None = None
 
 
 class Metric(Protocol):

@@ -17,22 +17,21 @@ def run(context: Context, items: Sequence[Item]) -> None:
     """Writes every result of the items that is not in the output folder yet."""
     for unit in (unit for item in items for unit in item.units):
         try:
-            if unit.error is None and unit.find():
-                _export(context, unit)
+            if unit.error is None and (artifact := unit.result()):
+                _export(context, unit, artifact)
         except CorruptArtifact as error:
             unit.fail(STAGE, error)
 
 
-def _export(context: Context, unit: Unit) -> None:
-    artifact = unit.find()
-    assert artifact is not None
+def _export(context: Context, unit: Unit, artifact: Artifact) -> None:
     source = unit.item.job.source
     name = context.outputs.name(source.stem, unit.translation.prompt, artifact.key)
     if not context.outputs.has_file(name):
         pixels = context.store.load(artifact, "result")["image"]
         context.outputs.write_file(name, encode_png(pixels, {"pnp-batch": canonical_json(_settings(unit, artifact))}))
+    quality = unit.verdict.row() if unit.verdict else {}
     context.outputs.add_row(
-        {"file_name": name, "source": source.name, **_settings(unit, artifact), **_figures(artifact)}
+        {"file_name": name, "source": source.name, **_settings(unit, artifact), **_figures(artifact), **quality}
     )
     context.events.made(STAGE, 1)
 

@@ -11,11 +11,12 @@ from typing import Any
 
 from pnp_batch.errors import disk_errors_named
 from pnp_batch.inputs import slug
-from pnp_batch.store.files import TEMP_PREFIX, remove_stale_temps, write_atomic
+from pnp_batch.store.files import TEMP_PREFIX, remove_stale_temps, temp_name, write_atomic
 
 log = logging.getLogger(__name__)
 
 SHORT_KEY = 10
+VERDICT = ("quality", "quality_attempt", "quality_reason", "quality_figures")
 MAX_STEM_BYTES = 120  # with slug, key and suffix a name stays below the 255 bytes that file systems allow
 
 
@@ -50,8 +51,12 @@ class Outputs:
             remove_stale_temps(self.root.glob(f"{pattern}{TEMP_PREFIX}*"))
 
     def add_row(self, row: Mapping[str, Any]) -> None:
-        """Appends a row to `metadata.jsonl`, unless there is one for this file and source."""
+        """Appends a row to `metadata.jsonl`, unless there is one for this file and source with this verdict."""
         self._rows.add(row)
+
+    def drop_superseded_rows(self) -> None:
+        """Removes rows that were written again with another verdict (the manifest's `quality` changed)."""
+        self._rows.compact()
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows of `metadata.jsonl` so far."""
@@ -63,17 +68,32 @@ class RowFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._known: set[int] | None = None
+        self._known: dict[int, int] | None = None
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Appends a row unless it is there; equal pictures of two sources share a file but not a row."""
         if self._known is None:
             self._repair()
-            self._known = {_identity(known) for known in self.read()}
-        if _identity(row) in self._known:
+            self._known = {_identity(known): _verdict(known) for known in self.read()}
+        if self._known.get(_identity(row)) == _verdict(row):
             return
-        self._known.add(_identity(row))
+        self._known[_identity(row)] = _verdict(row)
         append_line(self.path, row)
+
+    def compact(self) -> None:
+        """Keeps of several rows for one file and source the last."""
+        last = {_identity(row): number for number, row in enumerate(self.read())}
+        kept = set(last.values())
+        if not last or len(kept) == max(kept) + 1:
+            return
+        temporary = self.path.with_name(temp_name())
+        with disk_errors_named(str(self.path)):
+            try:
+                with temporary.open("wb") as file:
+                    file.writelines(_line(row) for number, row in enumerate(self.read()) if number in kept)
+                temporary.replace(self.path)
+            finally:
+                temporary.unlink(missing_ok=True)
 
     def read(self) -> Iterator[dict[str, Any]]:
         """All whole rows."""
@@ -105,14 +125,23 @@ def _identity(row: Mapping[str, Any]) -> int:
     return hash((row.get("file_name"), row.get("source")))
 
 
+def _verdict(row: Mapping[str, Any]) -> int:
+    """What may change about a result that stays the same: how it was judged, and by which figures."""
+    return hash(json.dumps([row.get(name) for name in VERDICT], sort_keys=True))
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    """A name that is not UTF-8 stays valid JSON."""
+    return (json.dumps(row, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+
+
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
     """Appends one JSON line in a single write.
 
     Raises:
         EnvironmentFailure: The disk is full or read-only.
     """
-    line = json.dumps(row, ensure_ascii=False) + "\n"
     with disk_errors_named(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab", buffering=0) as file:
-            file.write(line.encode(errors="backslashreplace"))  # a name that is not UTF-8 stays valid JSON
+            file.write(_line(row))

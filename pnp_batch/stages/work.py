@@ -15,6 +15,7 @@ from pnp_batch.inputs import Translation
 from pnp_batch.media.images import Pixels, load_rgb
 from pnp_batch.plan import Job, pixels_of, trajectory_key, translation_key, unit_id
 from pnp_batch.stages.batches import automatic_batch
+from pnp_batch.stages.quality import Rule, Verdict
 from pnp_batch.store import Artifact, ArtifactStore, DigestCache
 from pnp_batch.store.artifacts import CorruptArtifact
 from pnp_batch.store.checkpoints import LoopCheckpoint
@@ -55,6 +56,7 @@ class Context:
         batch_size: Translations in one UNet pass; None chooses by `automatic_batch`.
         checkpoint_seconds: Least time between two checkpoints of a loop.
         measure: Whether to sample back what `ddim` inverted.
+        rule: Gives what the quality gate asks for, None where there is no gate.
     """
 
     store: ArtifactStore
@@ -69,6 +71,7 @@ class Context:
     batch_size: int | None
     checkpoint_seconds: float
     measure: bool
+    rule: Callable[[], Rule | None] = lambda: None
 
     @property
     def model(self) -> DiffusionModel:
@@ -153,6 +156,7 @@ class Unit:
     stage: str = ""
     traceback: str = ""
     artifact: Artifact | None = field(default=None, repr=False)
+    verdict: Verdict | None = None
 
     def fail(self, stage: str, error: BaseException) -> None:
         """Takes this result out of the run; the others go on."""
@@ -173,12 +177,6 @@ class Unit:
         """Key of its result."""
         return translation_key(self.translation, self.item.key, self.layers)
 
-    @property
-    def result_key(self) -> str:
-        """Key of the artifact that holds its picture: its own, or the one it fell back to."""
-        artifact = self.find()
-        return artifact.key if artifact else self.key
-
     @cached_property
     def id(self) -> str:
         """What it is called in failure lists, whether or not its pixels can be read."""
@@ -186,8 +184,8 @@ class Unit:
 
     @property
     def is_done(self) -> bool:
-        """Whether its result is there and in the output folder."""
-        return self.error is None and self.find() is not None
+        """Whether its result is there, and judged where there is a quality gate."""
+        return self.error is None and self.result() is not None
 
     @property
     def is_given_up(self) -> bool:
@@ -207,6 +205,20 @@ class Unit:
             if self.artifact and "fallback" in self.artifact.meta:
                 self.artifact = store.find("translate", self.artifact.meta["fallback"])
         return self.artifact
+
+    def result(self) -> Artifact | None:
+        """The result that stands: its own, or the one that the quality gate settled on; None before that.
+
+        Raises:
+            EnvironmentFailure: The weights of the gate's metrics are not here.
+        """
+        own = self.find()
+        rule = self.item.context.rule() if own else None
+        if own is None or rule is None:
+            return own
+        store = self.item.context.store
+        self.verdict = self.verdict or rule.find(store, own)
+        return store.find("translate", self.verdict.chosen) if self.verdict else None
 
 
 def described(context: Context, members: Sequence[str], failed: Sequence[str], seconds: float) -> dict[str, Any]:

@@ -84,13 +84,14 @@ def test_one_row_per_result_with_every_number(project: Project) -> None:
             isinstance(row[name], float) for name in ("structure_distance", "lpips", "clip_similarity", "text_gain")
         )
     assert rows[-1]["reconstruction_psnr"] is None
-    assert "reconstruction_psnr: not computed for 1 result: nothing was inverted: a generated guidance image" in said
+    reason = "nothing was inverted: a generated guidance image"
+    assert f"reconstruction_psnr, reconstruction_lpips: not computed for 1 result: {reason}" in said
 
 
 def test_second_time_computes_nothing_and_says_the_same(project: Project) -> None:
     rows, _ = evaluated(project, **BACKBONES)
     before = kept(project)
-    assert len(before) == len(rows) * 5  # closed forms, alignment, LPIPS, structure, text
+    assert len(before) == len(rows) * 6  # closed forms, alignment, LPIPS, structure, text, LPIPS of the reconstruction
     assert evaluated(project, **BACKBONES)[0] == rows
     assert kept(project) == before
 

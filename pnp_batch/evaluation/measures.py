@@ -1,0 +1,247 @@
+"""Metrics of results, each computed once: kept in the store by the result, the metric, its backbone's bytes and the mask.
+
+Backbones work in batches, and a batch's composition changes rounding; so, as for results, every number notes its batch, and
+a lost one is computed again with the members it was computed with (`stages/batches.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+from pnp_batch.diffusion.model import pick_device
+from pnp_batch.errors import ItemError, ManifestError
+from pnp_batch.evaluation.alignment import PixelAlignment
+from pnp_batch.evaluation.backbones import Backbone, locate
+from pnp_batch.evaluation.closed_forms import ClosedForms
+from pnp_batch.evaluation.kept import STAGE
+from pnp_batch.evaluation.lpips import Lpips, ReconstructionLpips, load_lpips
+from pnp_batch.evaluation.masks import Masks
+from pnp_batch.evaluation.structure import KeyReader, StructureDistance
+from pnp_batch.evaluation.text import TextImageModel, TextSimilarity
+from pnp_batch.evaluation.values import NOT_INVERTED, Mask, Metric, Pair, Unavailable, Value, Values
+from pnp_batch.manifest import Manifest
+from pnp_batch.stages.batches import incomplete
+from pnp_batch.stages.work import Context, Unit
+from pnp_batch.store import Artifact, key_of
+from pnp_batch.store.artifacts import CorruptArtifact
+from pnp_batch.store.keys import sha256
+
+BATCH = 16  # results measured at once
+
+NO_LPIPS = "no weights are named: write `evaluation: {lpips: FILE}`; docs/evaluation.md says how to make the file"
+
+
+def is_nan(value: Value) -> bool:
+    """Whether a computation gave no finite number."""
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def is_number(value: Value) -> bool:
+    """Whether it can be averaged."""
+    return isinstance(value, float) and math.isfinite(value)
+
+
+@dataclass(eq=False)
+class Finding:
+    """A result that is there.
+
+    Attributes:
+        unit: The result.
+        artifact: Where its picture is.
+        masks: The edit masks of the manifest, if it names any.
+        error: Why something of it could not be measured now, though another time it may.
+    """
+
+    unit: Unit
+    artifact: Artifact
+    masks: Masks | None
+    error: BaseException | None = None
+
+    @cached_property
+    def mask(self) -> Mask | None:
+        """The edit mask of its source."""
+        job = self.unit.item.job
+        return self.masks.of(job.source, job.size) if self.masks and job.size else None
+
+    @cached_property
+    def pair(self) -> Pair:
+        """Its pictures, read from the store.
+
+        Raises:
+            CorruptArtifact: They are gone; the next run makes them again.
+            ItemError: The guidance image is gone.
+        """
+        store = self.unit.item.context.store
+        source_key = str(self.artifact.meta.get("trajectory", self.unit.item.key))
+        trajectory = store.find("invert", source_key)
+        preview = store.load(trajectory, "preview") if trajectory else {"source": self.unit.item.pixels}
+        was_inverted = (
+            trajectory is not None and trajectory.meta.get("errors", {}).get("reconstruction_psnr") is not None
+        )
+        return Pair(
+            source=preview["source"],
+            result=store.load(self.artifact, "result")["image"],
+            prompt=self.unit.translation.prompt,
+            source_key=source_key,
+            mask=self.mask,
+            reconstruction=preview.get("reconstruction") if was_inverted else None,
+        )
+
+    def key(self, metric: Metric) -> str:
+        """Where the metric's numbers of it are kept."""
+        mask = None if self.mask is None else sha256(self.mask.tobytes())
+        content = {"stage": STAGE, "metric": metric.name, "version": metric.version, "result": self.artifact.key}
+        return key_of(content | {"mask": mask} | dict(metric.identity))
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """One metric of one result, under its content key."""
+
+    key: str
+    finding: Finding
+
+
+class Measures:
+    """The metrics that fill some columns, each made ready once.
+
+    Attributes:
+        metrics: Those that can be computed.
+        unavailable: Why columns cannot be filled at all, by column.
+        masks: The edit masks of the manifest, if it names any.
+
+    Args:
+        manifest: Says where the backbones and the masks lie.
+        context: Of the worker.
+        columns: What is wanted.
+    """
+
+    def __init__(self, manifest: Manifest, context: Context, columns: Iterable[str]) -> None:
+        self.spec, self.context, self._base = manifest.evaluation, context, manifest.base
+        self.masks = _masks(manifest)
+        self.wanted = frozenset(columns)
+        self.unavailable: dict[str, str] = {}
+        self.device = pick_device(manifest.run.devices)
+        self.metrics: list[Metric] = [
+            metric
+            for names, make in self._known().items()
+            if self.wanted.intersection(names) and (metric := self._made(names, make)) is not None
+        ]
+
+    def _known(self) -> dict[tuple[str, ...], Callable[[], Metric]]:
+        """How to make each metric, by the columns it fills."""
+        spec = self.spec
+        reader = cache(lambda: KeyReader(self._located(spec.dino), self.device))
+        clip = cache(lambda: TextImageModel(self._located(spec.clip), self.device))
+        lpips = cache(lambda: load_lpips(self._located(spec.lpips), self.device))
+        return {
+            ClosedForms.columns: ClosedForms,
+            PixelAlignment.columns: PixelAlignment,
+            Lpips.columns: lambda: Lpips(self._located(spec.lpips), lpips, self.device),
+            ReconstructionLpips.columns: lambda: ReconstructionLpips(self._located(spec.lpips), lpips, self.device),
+            ("structure_distance",): lambda: StructureDistance(self._located(spec.dino), reader, "structure_distance"),
+            ("structure_distance_pie",): lambda: StructureDistance(
+                self._located(spec.dino), reader, "structure_distance_pie"
+            ),
+            TextSimilarity.columns: lambda: TextSimilarity(self._located(spec.clip), clip),
+        }
+
+    def _located(self, name: str | None) -> Backbone:
+        if name is None:
+            raise Unavailable(NO_LPIPS)
+        return locate(name, self._base, self.context.digests)
+
+    def _made(self, columns: Iterable[str], make: Callable[[], Metric]) -> Metric | None:
+        try:
+            return make()
+        except Unavailable as error:
+            self.unavailable |= dict.fromkeys(columns, str(error))
+            return None
+
+    def of(self, findings: Sequence[Finding]) -> list[dict[str, Value]]:
+        """The columns of some results, at most `BATCH` for the memory's sake; those that are unavailable say why."""
+        values: list[dict[str, Value]] = [{} for _ in findings]
+        for metric in tuple(self.metrics):  # one whose weights turn out unusable leaves the list
+            for own, found in zip(values, self._values(metric, findings), strict=True):
+                own |= found
+        for own, finding in zip(values, findings, strict=True):
+            own |= self.unavailable
+            psnr = finding.artifact.meta.get("errors", {}).get("reconstruction_psnr")
+            own["reconstruction_psnr"] = NOT_INVERTED if psnr is None else float(psnr)
+        return values
+
+    def _values(self, metric: Metric, findings: Sequence[Finding]) -> list[Values]:
+        """One metric of some results: read where it was computed before."""
+        wanted = [Measurement(finding.key(metric), finding) for finding in findings]
+        kept = {each.key: self.context.store.find(STAGE, each.key) for each in wanted}
+        values: dict[str, Values] = {
+            key: _unpacked(artifact.meta["values"]) for key, artifact in kept.items() if artifact
+        }
+        for batch in incomplete([wanted], lambda each: kept[each.key]):
+            values = self._computed(metric, batch) | values
+        return [values[each.key] for each in wanted]
+
+    def _computed(self, metric: Metric, batch: Sequence[Measurement]) -> dict[str, Values]:
+        findings = {each.key: each.finding for each in batch}
+        values: dict[str, Values] = {}
+        pairs: dict[str, Pair] = {}
+        for key, finding in findings.items():
+            try:
+                pairs[key] = finding.pair
+            except (CorruptArtifact, ItemError) as error:
+                finding.error = error
+                values[key] = dict.fromkeys(metric.columns, f"a picture cannot be read, run again: {error}")
+        try:
+            computed, failed = _attempt(metric, pairs)
+        except Unavailable as error:  # the weights are there, but not what they should be
+            self.metrics.remove(metric)
+            self.unavailable |= dict.fromkeys(metric.columns, str(error))
+            return values | dict.fromkeys(pairs, self.unavailable)
+        for key, failure in failed.items():
+            findings[key].error = failure
+            values[key] = dict.fromkeys(metric.columns, f"failed: {failure}")
+        batch_meta = {"batch": list(findings), "failed": [key for key in findings if key not in computed]}
+        for key, row in computed.items():
+            meta = {"metric": metric.name, "result": findings[key].artifact.key, "values": _packed(row)}
+            self.context.store.publish(STAGE, key, {}, meta | batch_meta)
+        return values | computed
+
+
+def _attempt(metric: Metric, pairs: Mapping[str, Pair]) -> tuple[dict[str, Values], dict[str, BaseException]]:
+    """What could be computed, and why the rest could not; a batch that fails (mostly for memory) is taken apart."""
+    if not pairs:
+        return {}, {}
+    try:
+        return dict(zip(pairs, metric(list(pairs.values())), strict=True)), {}
+    except RuntimeError as error:
+        if len(pairs) == 1:
+            return {}, dict.fromkeys(pairs, error)
+    computed: dict[str, Values] = {}
+    failed: dict[str, BaseException] = {}
+    for key, pair in pairs.items():
+        done, lost = _attempt(metric, {key: pair})
+        computed, failed = computed | done, failed | lost
+    return computed, failed
+
+
+def _masks(manifest: Manifest) -> Masks | None:
+    if manifest.evaluation.masks is None:
+        return None
+    path = manifest.base / Path(manifest.evaluation.masks).expanduser()
+    if not path.exists():
+        problem = manifest.problem(("evaluation", "masks"), f"no such folder or mapping file: {path}")
+        raise ManifestError([problem])
+    return Masks(path)
+
+
+def _packed(values: Values) -> dict[str, Value | None]:
+    """JSON has no NaN: None stands for it."""
+    return {name: None if is_nan(value) else value for name, value in values.items()}
+
+
+def _unpacked(values: Mapping[str, Value | None]) -> dict[str, Value]:
+    return {name: math.nan if value is None else value for name, value in values.items()}

@@ -24,8 +24,8 @@ from pnp_batch.diffusion.trajectories import invert
 from pnp_batch.errors import ItemError, ManifestError, NonFiniteError, Problem
 from pnp_batch.manifest import RunSpec, Settings, run_from, settings_from
 from pnp_batch.media.images import Pixels, fitted_size, opened, rgb_pixels
+from pnp_batch.methods import METHODS
 from pnp_batch.methods.pnp import Target
-from pnp_batch.methods.pnp import translate as pnp_translate
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Translation:
     Attributes:
         image: The translated picture.
         source: The guidance image as it was worked on (resized, upright, RGB).
-        inversion: For each sampling timestep the inverted latent, (1, 4, height, width) float32.
+        inversion: For each sampling timestep the inverted latent, (1, 4, height, width) float32; empty where the method
+            inverts nothing.
         sampling: For each sampling timestep the latent *after* the guided, injected step; the smallest is the final one.
     """
 
@@ -57,7 +58,7 @@ def translate(
     config: str | None = None,
     **settings: Any,
 ) -> Translation:
-    """Translates one guidance image to a prompt (Tumanyan et al., CVPR 2023).
+    """Translates one guidance image to a prompt, by PnP (Tumanyan et al., CVPR 2023) or by `method=` another one.
 
     Args:
         image: A file, a PIL image, or an array (height, width, 3) of uint8.
@@ -80,8 +81,13 @@ def translate(
     if not prompt.strip():
         raise ManifestError([Problem("settings", None, "prompt", "the prompt is empty")])
     checkpoint = resolve(str(model), Path.cwd(), revision=revision, variant=variant, config=config)
-    layers = chosen.layers(checkpoint.layers)
+    method = METHODS[chosen.method]
+    layers = chosen.layers(checkpoint.layers) if method.uses_layers else ((), ())
     checkpoint.check_layers(*layers)
+    if method.needs_source_prompt and not chosen.inversion_prompt.strip():
+        raise ManifestError(
+            [Problem("settings", None, "inversion_prompt", f"{chosen.method} needs the source's words")]
+        )
     loaded = _loaded(checkpoint, run)
     return _translate(loaded, _pixels(image, chosen, checkpoint), Target(0, prompt, chosen, *layers))
 
@@ -105,18 +111,26 @@ def _loaded(checkpoint: Checkpoint, run: RunSpec) -> DiffusionModel:
 
 def _translate(model: DiffusionModel, pixels: Pixels, target: Target) -> Translation:
     chosen: Settings = target.settings
-    prompts = [chosen.inversion_prompt]
-    inverted = invert(model, model.encode_image(pixels), prompts, chosen, plain_loop)
     sampling: dict[int, Tensor] = {}
-    (final,) = pnp_translate(
+    kept, timesteps = _kept(model, pixels, chosen)
+    (final,) = METHODS[chosen.method].load()(
         model,
-        inverted.kept,
-        prompts,
+        kept,
+        [chosen.inversion_prompt],
         [[target]],
-        watch=lambda _, timestep, latents: sampling.update({timestep: latents.cpu()}),
+        watch=lambda _, timestep, latents: sampling.update({timestep: latents.cpu().clone()}),
     )
     picture = model.decode(final)
     if not torch.isfinite(picture).all():
         raise NonFiniteError("the result holds NaN or infinity; try dtype='float32'")
-    inversion = {timestep: inverted.kept[:, i].cpu() for i, timestep in enumerate(inverted.timesteps)}
+    inversion = {timestep: kept[:, i].cpu() for i, timestep in enumerate(timesteps)}
     return Translation(Image.fromarray(to_pixels(picture)), Image.fromarray(pixels), inversion, sampling)
+
+
+def _kept(model: DiffusionModel, pixels: Pixels, chosen: Settings) -> tuple[Tensor, list[int]]:
+    """What the method needs of the picture: its trajectory with the timesteps, or its latent alone and no timesteps."""
+    clean = model.encode_image(pixels)
+    if METHODS[chosen.method].needs == "latent":
+        return clean, []
+    inverted = invert(model, clean, [chosen.inversion_prompt], chosen, plain_loop)
+    return inverted.kept, inverted.timesteps

@@ -67,7 +67,7 @@ class Translation:
     @cached_property
     def id(self) -> str:
         """What it is called, whatever picture it is applied to: prompt and settings."""
-        return key_of({"prompt": self.prompt, **{name: getattr(self.settings, name) for name in Settings.model_fields}})
+        return key_of({"prompt": self.prompt, **self.settings.meaningful()})
 
 
 @dataclass

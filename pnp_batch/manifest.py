@@ -51,6 +51,8 @@ SETTING_ALIASES = {
     "scale": "guidance_scale",
     "inversion_steps": "num_inversion_steps",
     "source_prompt": "inversion_prompt",
+    "cross_replace_steps": "p2p_cross_replace",
+    "self_replace_steps": "p2p_self_replace",
     "negative_prompt_alpha": "negative_alpha",
     "negative_prompt_schedule": "negative_schedule",
     "H": "height",
@@ -73,7 +75,8 @@ TOP_ALIASES = {"output_path": "output_dir", "model_id": "model", "model_key": "m
 
 # Keys people bring from elsewhere that have no equal here, and what to write instead.
 HINTS = {
-    "strength": "PnP has no strength: how much of the source is kept is set by pnp_f_t and pnp_attn_t (0 to 1 each)",
+    "strength": "PnP has no strength: how much of the source is kept is set by pnp_f_t and pnp_attn_t (0 to 1 each); "
+    "with `method: sdedit` write sdedit_strength",
     "feature_injection_threshold": "it counts steps; write pnp_f_t as a fraction of them (40 of 50 is 0.8)",
     "sd_version": "write `model:` with a hub id, a folder or a .safetensors file",
     "device": "write `run: {devices: cuda}`",
@@ -87,6 +90,26 @@ HINTS = {
 AUTHORS_INVERSION_STEPS = 999
 
 PROMPT_FILES = (".txt", ".csv", ".jsonl")
+
+MethodName = Literal["pnp", "ddim", "sdedit", "p2p", "text-to-image"]
+
+# Settings that mean something to some methods only; what is not listed here means something to all.
+INVERTING: tuple[MethodName, ...] = ("pnp", "ddim", "p2p")
+METHODS_OF: dict[str, tuple[MethodName, ...]] = {
+    "pnp_f_t": ("pnp",),
+    "pnp_attn_t": ("pnp",),
+    "pnp_f_layers": ("pnp",),
+    "pnp_attn_layers": ("pnp",),
+    "sdedit_strength": ("sdedit",),
+    "p2p_edit": ("p2p",),
+    "p2p_cross_replace": ("p2p",),
+    "p2p_self_replace": ("p2p",),
+    "seed": ("pnp", "sdedit", "text-to-image"),  # PnP draws nothing from it, but has it in its keys
+    "inversion_method": INVERTING,
+    "num_inversion_steps": INVERTING,
+    "inversion_tolerance": INVERTING,
+    "inversion_prompt": INVERTING,
+}
 
 
 def _renamed(data: Any, aliases: Mapping[str, str]) -> Any:
@@ -210,7 +233,7 @@ class Settings(_Value):
 
     aliases = SETTING_ALIASES
 
-    method: Literal["pnp"] = "pnp"
+    method: MethodName = "pnp"
     height: Pixels | None = None
     width: Pixels | None = None
     num_inference_steps: Steps = 50
@@ -219,6 +242,10 @@ class Settings(_Value):
     pnp_attn_t: Fraction = 0.5
     pnp_f_layers: Layers | None = None
     pnp_attn_layers: Layers | None = None
+    sdedit_strength: Fraction = 0.6
+    p2p_edit: Literal["auto", "replace", "refine"] = "auto"
+    p2p_cross_replace: Fraction = 0.8
+    p2p_self_replace: Fraction = 0.4
     inversion_method: Literal["auto", "ddim", "fixed-point"] = "auto"
     num_inversion_steps: Steps | None = None
     inversion_tolerance: Annotated[float, Field(gt=0, le=0.1)] = 1e-3
@@ -240,6 +267,14 @@ class Settings(_Value):
         if retry.model_fields_set & {"inversion_method", "num_inversion_steps"}:
             undecided = {"inversion_method": "auto", "num_inversion_steps": None}
         return self.model_copy(update=undecided).overridden(retry).settled()
+
+    def meaningful(self) -> dict[str, Any]:
+        """The settings that mean something to its method, `method` itself included."""
+        return {
+            name: getattr(self, name)
+            for name in Settings.model_fields
+            if self.method in METHODS_OF.get(name, (self.method,))
+        }
 
     def settled(self) -> Settings:
         """These settings with `auto` decided: who names a number of inversion steps wants the authors' scheme."""
@@ -549,9 +584,18 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
     """Settings from plain keywords (the Python front door), with the manifest's messages.
 
     Raises:
-        ManifestError: An unknown or unusable setting.
+        ManifestError: An unknown or unusable setting, or one that means nothing to the method.
     """
-    return _from_keywords(Settings, values)
+    settings = _from_keywords(Settings, values)
+    foreign = [name for name in settings.given() if name not in settings.meaningful()]
+    if foreign:
+        raise ManifestError([Problem("settings", None, name, means_nothing(name, settings.method)) for name in foreign])
+    return settings
+
+
+def means_nothing(setting: str, method: str) -> str:
+    """What is wrong with a setting that a method does not know."""
+    return f"{setting} means nothing to `method: {method}`; it belongs to {' and '.join(METHODS_OF[setting])}"
 
 
 def run_from(values: Mapping[str, Any]) -> RunSpec:

@@ -15,7 +15,7 @@ from typing import Any
 from pnp_batch.checkpoint import Checkpoint, Schedule
 from pnp_batch.errors import ItemError, ManifestError, ModelError, Problem
 from pnp_batch.inputs import Expansion, Source, Translation
-from pnp_batch.manifest import Manifest, Settings
+from pnp_batch.manifest import METHODS_OF, Loc, Manifest, Row, Settings, means_nothing
 from pnp_batch.media.images import DECODE_VERSION, fitted_size, picture_size
 from pnp_batch.methods import METHODS
 from pnp_batch.store.keys import canonical_json, key_of, sha256
@@ -28,15 +28,7 @@ INVERT_VERSION = 1  # part of every trajectory key: raise it when the same setti
 SHARED_INVERSION_SETTINGS = ("inversion_method", "num_inversion_steps", "inversion_tolerance")
 INVERSION_SETTINGS = (*SHARED_INVERSION_SETTINGS, "inversion_prompt")
 TRAJECTORY_SETTINGS = ("height", "width", "num_inference_steps", *INVERSION_SETTINGS)
-TRANSLATION_SETTINGS = (
-    "guidance_scale",
-    "pnp_f_t",
-    "pnp_attn_t",
-    "negative_prompt",
-    "negative_alpha",
-    "negative_schedule",
-    "seed",
-)
+GUIDANCE_SETTINGS = ("guidance_scale", "negative_prompt", "negative_alpha", "negative_schedule")
 
 FIXED_POINT_CALLS = 1.2  # UNet rows a step, measured on the built-in model (docs/performance.md)
 
@@ -63,6 +55,11 @@ class Job:
     def prompt(self) -> str:
         """The source prompt: what it is inverted or generated with."""
         return self.source.generate.prompt if self.source.generate else self.settings.inversion_prompt
+
+    @property
+    def needs_trajectory(self) -> bool:
+        """Whether it is to be inverted or generated; else its picture is only encoded."""
+        return self.source.generate is not None or METHODS[self.settings.method].needs == "trajectory"
 
     @property
     def own_steps(self) -> int | None:
@@ -102,12 +99,11 @@ class Estimate:
 
     def add(self, job: Job, checkpoint: Checkpoint, *, has_trajectory: bool = False) -> None:
         """Counts one job."""
-        method = METHODS[job.settings.method]
         width, height = job.size or (0, 0)
         cells = width * height // checkpoint.cell**2
         inversion = 0 if has_trajectory else _trajectory_rows(job, checkpoint.schedule)
-        source = max(method.source_rows(t.settings) for t in job.translations)
-        target = sum(method.target_rows(t.settings) for t in job.translations)
+        source = _source_rows(job)
+        target = sum(METHODS[t.settings.method].target_rows(t.settings) for t in job.translations)
         self.sources += 1
         self.translations += len(job.translations)
         self.inversion_rows += inversion
@@ -115,14 +111,26 @@ class Estimate:
         self.target_rows += target
         self.row_cells += (inversion + source + target) * cells
         picture = 3 * width * height
-        trajectory = 0 if has_trajectory else job.settings.num_inference_steps * 16 * cells + 2 * picture
+        kept = job.settings.num_inference_steps * 16 * cells if job.needs_trajectory else 0
+        trajectory = 0 if has_trajectory else kept + 2 * picture
         # A result is kept as raw pixels and latent in the store and as a PNG, which hardly shrinks a photograph.
         self.disk_bytes += trajectory + len(job.translations) * (2 * picture + 16 * cells)
+
+
+def _source_rows(job: Job) -> int:
+    """Rows that the prompts of one method share, for every method of the job."""
+    most: dict[str, int] = {}
+    for translation in job.translations:
+        name = translation.settings.method
+        most[name] = max(most.get(name, 0), METHODS[name].source_rows(translation.settings))
+    return sum(most.values())
 
 
 def _trajectory_rows(job: Job, schedule: Schedule) -> int:
     """UNet rows of a trajectory: counted for `ddim` and generated pictures, expected for `fixed-point`."""
     steps = job.settings.num_inference_steps
+    if not job.needs_trajectory:
+        return 0
     if job.source.generate is not None:
         return (job.own_steps or steps) * (1 if job.source.generate.guidance_scale in (0, 1) else 2)
     if job.settings.inversion_method == "fixed-point":
@@ -178,7 +186,7 @@ def packages_of(jobs: Iterable[Job]) -> Iterator[Package]:
     index = 0
     for job in jobs:
         shared = (getattr(job.settings, name) for name in ("num_inference_steps", *SHARED_INVERSION_SETTINGS))
-        kind = (job.size, job.own_steps, job.source.generate is None, *shared)
+        kind = (job.size, job.own_steps, job.source.generate is None, job.needs_trajectory, *shared)
         open_jobs.setdefault(kind, []).append(job)
         if len(open_jobs[kind]) == PACKAGE_JOBS:
             yield Package(index, tuple(open_jobs.pop(kind)))
@@ -192,11 +200,18 @@ def jobs_of(source: Source, translations: Iterable[Translation], checkpoint: Che
     """The jobs of a guidance image: its translations by trajectory settings."""
     groups: dict[tuple[Any, ...], list[Translation]] = {}
     for translation in translations:
-        same = tuple(getattr(translation.settings, name) for name in TRAJECTORY_SETTINGS)
+        same = _trajectory_settings(source, translation.settings)
         groups.setdefault(same, []).append(translation)
     for group in groups.values():
         settings = group[0].settings
         yield Job(source, _working_size(source, settings, checkpoint), settings, tuple(group))
+
+
+def _trajectory_settings(source: Source, settings: Settings) -> tuple[Any, ...]:
+    """What translations must agree in to share a job; how to invert is no question where nothing is inverted."""
+    needed = source.generate is not None or METHODS[settings.method].needs == "trajectory"
+    names = TRAJECTORY_SETTINGS if needed else ("height", "width", "num_inference_steps")
+    return (needed, *(getattr(settings, name) for name in names))
 
 
 def _working_size(source: Source, settings: Settings, checkpoint: Checkpoint) -> Size | None:
@@ -216,7 +231,7 @@ def unit_id(source: Source, translation: Translation) -> str:
 
 
 def trajectory_key(job: Job, pixels: str | None, fingerprint: str, dtype: str) -> str:
-    """Key of a trajectory: everything that decides its latents.
+    """Key of a trajectory: everything that decides its latents; of a picture that is only encoded, its pixels.
 
     Args:
         job: The job.
@@ -225,6 +240,9 @@ def trajectory_key(job: Job, pixels: str | None, fingerprint: str, dtype: str) -
         dtype: The UNet's.
     """
     settings = job.settings
+    if not job.needs_trajectory:
+        encoded = {"stage": "invert", "encoded": pixels, "version": INVERT_VERSION, "size": job.size}
+        return key_of(encoded | {"model": fingerprint, "dtype": dtype})
     content: dict[str, Any] = {
         "stage": "invert",
         "version": INVERT_VERSION,
@@ -248,16 +266,17 @@ def trajectory_key(job: Job, pixels: str | None, fingerprint: str, dtype: str) -
 def translation_key(translation: Translation, trajectory: str, layers: tuple[Sequence[int], Sequence[int]]) -> str:
     """Key of a result: its trajectory's key, the prompt, and every setting of the method (never a bank's)."""
     settings = translation.settings
+    method = METHODS[settings.method]
     content: dict[str, Any] = {
         "stage": "translate",
         "method": settings.method,
-        "version": METHODS[settings.method].version,
+        "version": method.version,
         "trajectory": trajectory,
         "prompt": translation.prompt,
-        "pnp_f_layers": list(layers[0]),
-        "pnp_attn_layers": list(layers[1]),
     }
-    return key_of(content | {name: getattr(settings, name) for name in TRANSLATION_SETTINGS})
+    if method.uses_layers:
+        content |= {"pnp_f_layers": list(layers[0]), "pnp_attn_layers": list(layers[1])}
+    return key_of(content | {name: getattr(settings, name) for name in (*GUIDANCE_SETTINGS, *method.settings)})
 
 
 def pixels_of(size: Size) -> str:
@@ -297,7 +316,7 @@ def check(manifest: Manifest, checkpoint: Checkpoint) -> Checked:
             checked = translations
         checker.check_is_new(source, translations)
         sources += 1
-    problems = [*_misplaced(manifest), *_blind(manifest), *expansion.problems, *checker.problems]
+    problems = [*_misplaced(manifest), *_blind(manifest), *expansion.problems, *checker.problems, *checker.meaningless()]
     if problems:
         raise ManifestError(problems)
     return Checked(sources, checker.results, [*expansion.warnings, *checker.warnings])
@@ -330,13 +349,20 @@ class _Checker:
         self.warnings: list[str] = []
         self._asked: set[Any] = set()
         self._units: set[int] = set()
+        # Settings of some methods only that stand above a prompt: whether any prompt below uses them, and one that does not.
+        self._shared: dict[tuple[Loc, str], tuple[bool, Translation]] = {}
         self.results = 0
 
     def check(self, source: Source, translation: Translation) -> None:
         """Adds to `problems` and `warnings`."""
+        self._check_meaning(translation)
         for each in (translation, *self._attempts(translation)):
-            self._check_grid(source, each)
-            self._check_layers(each)
+            method = METHODS[each.settings.method]
+            self._check_source_prompt(source, each)
+            if source.generate is not None or method.needs == "trajectory":
+                self._check_grid(source, each)
+            if method.uses_layers:
+                self._check_layers(each)
             self._check_size(each)
             for key, text in self._texts(source, each).items():
                 self._check_length(key, text)
@@ -356,6 +382,44 @@ class _Checker:
                 self._add(translation, "prompt", what)
             self._units.add(unit)
             self.results += 1
+
+    def meaningless(self) -> Iterator[Problem]:
+        """Problems with settings of an input or of `defaults` that no prompt below them can use."""
+        for (place, name), (used, translation) in self._shared.items():
+            if not used:
+                yield self.manifest.problem((*place, name), means_nothing(name, translation.settings.method))
+
+    def _check_meaning(self, translation: Translation) -> None:
+        """A setting that its method does not know is refused on the prompt itself; above it, if no other prompt knows it."""
+        loc, method = translation.loc, translation.settings.method
+        own, place = (loc.given, loc.loc) if isinstance(loc, Row) else (self._given(loc), loc[:2])
+        for name in own & METHODS_OF.keys():
+            if method not in METHODS_OF[name]:
+                self._add(translation, name, means_nothing(name, method))
+        seen = set(own)
+        for above in (place, ("defaults",)):
+            for name in (self._given(above) & METHODS_OF.keys()) - seen:
+                used, _ = self._shared.get((above, name), (False, translation))
+                self._shared[above, name] = used or method in METHODS_OF[name], translation
+                seen.add(name)
+
+    def _given(self, place: Loc) -> set[str]:
+        """The names of what is written at a prompt, an input or `defaults`."""
+        spec: Any = self.manifest.defaults
+        if place[0] == "inputs":
+            spec = self.manifest.inputs[int(place[1])]
+        if len(place) > 3 and spec.prompts is not None:
+            spec = spec.prompts[int(place[3])]
+        return set(spec.given())
+
+    def _check_source_prompt(self, source: Source, translation: Translation) -> None:
+        settings = translation.settings
+        wanting = METHODS[settings.method].needs_source_prompt and not settings.inversion_prompt.strip()
+        if wanting and source.generate is None and self._first_time("source prompt", translation.loc):
+            what = (
+                f"`method: {settings.method}` compares the prompt with the words of the source: write inversion_prompt"
+            )
+            self._add(translation, "inversion_prompt", what)
 
     def _texts(self, source: Source, translation: Translation) -> dict[str, str]:
         texts = {"prompt": translation.prompt, "negative_prompt": translation.settings.negative_prompt}

@@ -45,3 +45,14 @@ def injected_steps(settings: Settings) -> tuple[int, int]:
     """At how many of the first sampling steps f and A are injected (method.md, section 3)."""
     steps = settings.num_inference_steps
     return int(steps * settings.pnp_f_t), int(steps * settings.pnp_attn_t)
+
+
+def replaced_steps(settings: Settings) -> tuple[int, int]:
+    """At how many of the first sampling steps Prompt-to-Prompt replaces cross-attention and self-attention maps."""
+    steps = settings.num_inference_steps
+    return int(steps * settings.p2p_cross_replace), int(steps * settings.p2p_self_replace)
+
+
+def skipped_steps(settings: Settings) -> int:
+    """How many of the first sampling steps SDEdit leaves out, as diffusers' image-to-image pipelines count them."""
+    return settings.num_inference_steps - int(settings.num_inference_steps * settings.sdedit_strength)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -81,6 +81,20 @@ def of_pictures(
         )
         made.append(plain if back is None else _measured(model, plain, clean[i], back[i]))
     return made
+
+
+class PictureAlone(NamedTuple):
+    """A guidance image that nothing is inverted of: its pixels, those after the VAE, and the PSNR between them."""
+
+    source: Pixels
+    reconstruction: Pixels
+    errors: dict[str, Any]
+
+
+def of_picture_alone(model: DiffusionModel, picture: Pixels) -> PictureAlone:
+    """What the VAE makes of a picture, (height, width, 3) uint8; no UNet row is computed."""
+    back = to_pixels(model.decode(model.encode_image(picture)))
+    return PictureAlone(picture, back, {"vae_psnr": psnr(picture, back)})
 
 
 @dataclass(frozen=True)
@@ -204,8 +218,16 @@ def of_prompts(
 
 def seeded_noise(seed: int, size: tuple[int, int], cell: int) -> Tensor:
     """(1, 4, height / cell, width / cell) float32 noise, drawn on the CPU as diffusers' pipelines do with a CPU generator."""
-    shape = (1, 4, size[1] // cell, size[0] // cell)
-    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
+    return _drawn(seed, (1, 4, size[1] // cell, size[0] // cell))
+
+
+def noise_like(latent: Tensor, seed: int) -> Tensor:
+    """The noise of a seed for a latent, (4, height, width), drawn likewise; (1, 4, height, width) on the CPU."""
+    return _drawn(seed, (1, *latent.shape))
+
+
+def _drawn(seed: int, shape: Sequence[int]) -> Tensor:
+    return torch.randn(tuple(shape), generator=torch.Generator("cpu").manual_seed(seed))
 
 
 def _rows(spec: GenerateSpec) -> list[Row]:

@@ -1,4 +1,7 @@
-"""Stage `invert`: pictures to trajectories, with their reconstruction error; generated guidance images likewise."""
+"""Stage `invert`: pictures to trajectories, with their reconstruction error; generated guidance images likewise.
+
+Of a picture that only methods without inversion want, just the decoded pixels are kept, and what the VAE makes of them.
+"""
 
 from __future__ import annotations
 
@@ -47,6 +50,9 @@ def _compute(context: Context, group: Group[Item]) -> None:
     from pnp_batch.diffusion.steps import CheckpointedLoop
 
     (batch,) = group
+    if not batch[0].job.needs_trajectory:
+        _keep_pictures(context, batch)
+        return
     begin = time.monotonic()
     keys = [item.key for item in batch]
     job, prompts = batch[0].job, [item.job.prompt for item in batch]
@@ -64,6 +70,18 @@ def _compute(context: Context, group: Group[Item]) -> None:
     for item, trajectory in zip(batch, made, strict=True):
         _publish(context, item, trajectory, how)
     loop.clear()
+
+
+def _keep_pictures(context: Context, batch: Sequence[Item]) -> None:
+    from pnp_batch.diffusion.trajectories import of_picture_alone
+
+    for item in batch:
+        begin = time.monotonic()
+        kept = of_picture_alone(context.model, item.pixels)
+        how = described(context, [item.key], [], time.monotonic() - begin)
+        shards = {"preview": {"source": kept.source, "reconstruction": kept.reconstruction}}
+        meta = how | {"source": item.job.source.name, "settings": {}, "errors": kept.errors}
+        item.artifact = context.store.publish(STAGE, item.key, shards, meta)
 
 
 def _publish(context: Context, item: Item, trajectory: Trajectory, how: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from pnp_batch.methods import METHODS
 from pnp_batch.stages.batches import Group, attempt, incomplete
 from pnp_batch.stages.work import Context, Item, Unit, described
 from pnp_batch.store.artifacts import CorruptArtifact
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STAGE = "translate"
 
@@ -37,21 +40,21 @@ def run(context: Context, items: Sequence[Item]) -> None:
     if not missing:
         return
     batches = incomplete(list(planned(context, ready)), Unit.find)
-    for _, group in groupby(batches, key=_sources):
+    for _, group in groupby(batches, key=lambda batch: (_method(batch), _sources(batch))):
         attempt(list(group), lambda g: _compute(context, g), lambda unit, error: unit.fail(STAGE, error))
 
 
 def planned(context: Context, items: Sequence[Item]) -> Iterator[list[Unit]]:
     """All units of a package, cut into batches: whole images while they fit, one image's prompts in parts where they do not.
 
-    All members of a batch inject at the same layers. Batches that share an image share all of them, so its source rows are
-    computed once for all of its prompts.
+    All members of a batch have one method and inject at the same layers. Batches that share an image share all of them, so
+    its source rows are computed once for all of its prompts.
     """
-    for layers in sorted({unit.layers for item in items for unit in item.units}):
+    for kind in sorted({_kind(unit) for item in items for unit in item.units}):
         batch: list[Unit] = []
         for item in items:
             size = context.batch_of(item)
-            units = [unit for unit in item.units if unit.layers == layers]
+            units = [unit for unit in item.units if _kind(unit) == kind]
             if len(batch) + len(units) > size:
                 yield from _parts(batch, size)
                 batch = []
@@ -60,6 +63,15 @@ def planned(context: Context, items: Sequence[Item]) -> Iterator[list[Unit]]:
                 yield from _parts(batch, size)
                 batch = []
         yield from _parts(batch, size)
+
+
+def _kind(unit: Unit) -> tuple[Any, ...]:
+    method = unit.translation.settings.method
+    return (list(METHODS).index(method), *unit.layers)
+
+
+def _method(batch: Sequence[Unit]) -> str:
+    return batch[0].translation.settings.method
 
 
 def _parts(units: list[Unit], size: int) -> Iterator[list[Unit]]:
@@ -80,27 +92,39 @@ def _compute(context: Context, group: Group[Unit]) -> None:
 
     begin = time.monotonic()
     sources = _sources(group[0])
-    trajectory = torch.stack([torch.from_numpy(_latents(context, item)) for item in sources])
+    method = METHODS[_method(group[0])]
+    given = _trajectory if method.needs == "trajectory" else _clean_latent
+    kept = torch.stack([given(context, item) for item in sources])
     targets = [
         [Target(sources.index(u.item), u.translation.prompt, u.translation.settings, *u.layers) for u in batch]
         for batch in group
     ]
     keys = [unit.key for batch in group for unit in batch]
     loop = CheckpointedLoop(context.checkpoints(STAGE, keys), context.model, context.events.step)
-    method = METHODS[group[0][0].translation.settings.method].load()
-    finals = method(context.model, trajectory, [item.job.prompt for item in sources], targets, loop)
+    finals = method.load()(context.model, kept, [item.job.prompt for item in sources], targets, loop)
     seconds = time.monotonic() - begin
     for batch, latents in zip(group, finals, strict=True):
         _publish(context, batch, latents, seconds * len(batch) / len(keys))
     loop.clear()
 
 
-def _latents(context: Context, item: Item) -> np.ndarray[Any, Any]:
-    """The kept latents of an item, float32."""
+def _trajectory(context: Context, item: Item) -> Tensor:
+    """The kept latents of an item, (steps, 4, height, width) float32."""
+    import torch
+
+    return torch.from_numpy(_shard(context, item, "trajectory")["latents"].astype(np.float32))
+
+
+def _clean_latent(context: Context, item: Item) -> Tensor:
+    """What its guidance image encodes to, (4, height, width) float32."""
+    return context.model.encode_image(_shard(context, item, "preview")["source"])[0].cpu()
+
+
+def _shard(context: Context, item: Item, name: str) -> dict[str, np.ndarray[Any, Any]]:
     artifact = item.find()
     if artifact is None:
         raise CorruptArtifact(f"the trajectory of {item.job.source.name} is gone")
-    return context.store.load(artifact, "trajectory")["latents"].astype(np.float32)
+    return context.store.load(artifact, name)
 
 
 def _publish(context: Context, batch: Sequence[Unit], latents: Any, seconds: float) -> None:
@@ -128,14 +152,10 @@ def _problem(context: Context, picture: Any) -> str | None:
 
 def _about(unit: Unit) -> dict[str, Any]:
     settings = unit.translation.settings
-    values = {name: getattr(settings, name) for name in type(settings).model_fields}
     width, height = unit.item.job.size or (None, None)
-    values |= {
-        "width": width,
-        "height": height,
-        "pnp_f_layers": list(unit.layers[0]),
-        "pnp_attn_layers": list(unit.layers[1]),
-    }
+    values = settings.meaningful() | {"width": width, "height": height}
+    if METHODS[settings.method].uses_layers:
+        values |= {"pnp_f_layers": list(unit.layers[0]), "pnp_attn_layers": list(unit.layers[1])}
     errors = trajectory.meta["errors"] if (trajectory := unit.item.find()) else {}
     return {
         "prompt": unit.translation.prompt,

@@ -13,6 +13,7 @@ from pnp_batch.checkpoint import Checkpoint
 from pnp_batch.errors import ItemError, NonFiniteError
 from pnp_batch.inputs import Translation
 from pnp_batch.media.images import Pixels, load_rgb
+from pnp_batch.methods import METHODS
 from pnp_batch.plan import Job, pixels_of, trajectory_key, translation_key, unit_id
 from pnp_batch.stages.batches import automatic_batch
 from pnp_batch.stages.quality import Rule, Verdict
@@ -166,8 +167,10 @@ class Unit:
 
     @cached_property
     def layers(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Injection layers (f, A)."""
+        """Injection layers (f, A); none where the method injects nothing."""
         settings = self.translation.settings
+        if not METHODS[settings.method].uses_layers:
+            return (), ()
         if settings.pnp_f_layers is not None and settings.pnp_attn_layers is not None:
             return settings.layers(((), ()))
         return settings.layers(self.item.context.checkpoint.layers)

@@ -587,7 +587,8 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
         ManifestError: An unknown or unusable setting, or one that means nothing to the method.
     """
     settings = _from_keywords(Settings, values)
-    foreign = [name for name in settings.given() if name not in settings.meaningful()]
+    given, plain = settings.given(), Settings()
+    foreign = [name for name in given.keys() - settings.meaningful() if given[name] != getattr(plain, name)]
     if foreign:
         raise ManifestError([Problem("settings", None, name, means_nothing(name, settings.method)) for name in foreign])
     return settings

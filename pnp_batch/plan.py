@@ -359,6 +359,7 @@ class _Checker:
         for each in (translation, *self._attempts(translation)):
             method = METHODS[each.settings.method]
             self._check_source_prompt(source, each)
+            self._check_words(source, each)
             if source.generate is not None or method.needs == "trajectory":
                 self._check_grid(source, each)
             if method.uses_layers:
@@ -396,12 +397,10 @@ class _Checker:
         for name in own & METHODS_OF.keys():
             if method not in METHODS_OF[name]:
                 self._add(translation, name, means_nothing(name, method))
-        seen = set(own)
         for above in (place, ("defaults",)):
-            for name in (self._given(above) & METHODS_OF.keys()) - seen:
+            for name in self._given(above) & METHODS_OF.keys():
                 used, _ = self._shared.get((above, name), (False, translation))
                 self._shared[above, name] = used or method in METHODS_OF[name], translation
-                seen.add(name)
 
     def _given(self, place: Loc) -> set[str]:
         """The names of what is written at a prompt, an input or `defaults`."""
@@ -420,6 +419,15 @@ class _Checker:
                 f"`method: {settings.method}` compares the prompt with the words of the source: write inversion_prompt"
             )
             self._add(translation, "inversion_prompt", what)
+
+    def _check_words(self, source: Source, translation: Translation) -> None:
+        if translation.settings.method != "p2p" or translation.settings.p2p_edit != "replace":
+            return
+        before = source.generate.prompt if source.generate else translation.settings.inversion_prompt
+        counts = [len(text.split()) for text in (before, translation.prompt)]
+        if counts[0] != counts[1]:
+            what = f"swaps words one for one, but the source's prompt has {counts[0]} and this one {counts[1]}; write refine"
+            self._add(translation, "p2p_edit", what)
 
     def _texts(self, source: Source, translation: Translation) -> dict[str, str]:
         texts = {"prompt": translation.prompt, "negative_prompt": translation.settings.negative_prompt}

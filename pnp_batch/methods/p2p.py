@@ -51,8 +51,7 @@ def translate(
     """
     timesteps = model.checkpoint.schedule.timesteps(trajectory.shape[1])
     edits = [
-        [_edit_of(model.checkpoint, source_prompts[t.source], t.prompt, t.settings.p2p_edit) for t in b]
-        for b in batches
+        [edit_of(model.checkpoint, source_prompts[t.source], t.prompt, t.settings.p2p_edit) for t in b] for b in batches
     ]
     start = {str(n): trajectory[[t.source for t in batch], 0].to(model.device) for n, batch in enumerate(batches)}
 
@@ -83,7 +82,8 @@ class Edit:
     kept: Tensor
 
 
-def _edit_of(checkpoint: Checkpoint, source: str, target: str, kind: str) -> Edit:
+def edit_of(checkpoint: Checkpoint, source: str, target: str, kind: str) -> Edit:
+    """The edit between two prompts; `auto` takes words for swapped where there are as many of them, else for refined."""
     first, second = _tokens(checkpoint, source), _tokens(checkpoint, target)
     if kind == "replace" or (kind == "auto" and len(source.split()) == len(target.split())):
         return _replacement(first, second, checkpoint.max_tokens)

@@ -13,7 +13,7 @@ import yaml
 
 from pnp_batch.errors import disk_errors_named
 from pnp_batch.inputs import Source, Translation
-from pnp_batch.manifest import Manifest, QualitySpec, Settings
+from pnp_batch.manifest import METHODS_OF, Manifest, QualitySpec, Settings
 from pnp_batch.stages.outputs import append_line
 from pnp_batch.stages.work import Unit
 from pnp_batch.store.files import write_atomic
@@ -85,7 +85,7 @@ class FailureList:
             **{key: getattr(manifest, key) for key in ("revision", "variant") if getattr(manifest, key)},
             "model": _moved(manifest.model, manifest.base, self.root),
             "output_dir": ".",
-            "defaults": _plain(manifest.defaults.given()),
+            "defaults": _plain(self._defaults_in_use()),
             "inputs": _merged([row["input"] for row in self.rows.values()]),
             "run": run,
         }
@@ -95,6 +95,13 @@ class FailureList:
         if manifest.config:
             content["config"] = _moved(manifest.config, manifest.base, self.root)
         return yaml.safe_dump(content, sort_keys=False)
+
+    def _defaults_in_use(self) -> dict[str, Any]:
+        """The manifest's defaults without those that mean nothing to what failed: a manifest with them would be refused."""
+        own = self.manifest.defaults.method
+        methods = {prompt.get("method", own) for row in self.rows.values() for prompt in row["input"]["prompts"]}
+        given = self.manifest.defaults.given()
+        return {name: value for name, value in given.items() if methods & {*METHODS_OF.get(name, methods)}}
 
     def _evaluation(self) -> dict[str, Any]:
         """What the quality gate measures with, with paths as seen from the output folder."""
@@ -119,7 +126,7 @@ def _as_input(source: Source, translation: Translation, defaults: Settings, root
     """A manifest input for one failed result, with paths relative to the output folder and the same output names."""
     changed = {
         k: getattr(translation.settings, k)
-        for k in Settings.model_fields
+        for k in translation.settings.meaningful()
         if _differs(k, translation.settings, defaults)
     }
     prompts = [_plain({"prompt": translation.prompt, **changed})]

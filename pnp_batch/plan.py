@@ -316,7 +316,13 @@ def check(manifest: Manifest, checkpoint: Checkpoint) -> Checked:
             checked = translations
         checker.check_is_new(source, translations)
         sources += 1
-    problems = [*_misplaced(manifest), *_blind(manifest), *expansion.problems, *checker.problems, *checker.meaningless()]
+    problems = [
+        *_misplaced(manifest),
+        *_blind(manifest),
+        *expansion.problems,
+        *checker.problems,
+        *checker.meaningless(),
+    ]
     if problems:
         raise ManifestError(problems)
     return Checked(sources, checker.results, [*expansion.warnings, *checker.warnings])

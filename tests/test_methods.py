@@ -178,3 +178,17 @@ def test_methods_are_open_to_python(project: Project) -> None:
     assert len(made.sampling) == 5
     with pytest.raises(ManifestError, match="means nothing to `method: sdedit`"):
         pnp_batch.translate(picture, PROMPT, method="sdedit", pnp_f_t=0.5, **same)
+
+
+def test_what_failed_comes_as_a_manifest_that_is_valid(project: Project) -> None:
+    (project.folder / "a.png").write_bytes(b"no picture")
+    written(project, ALL[3:5], pnp_f_t=0.7, method="sdedit").pnp("validate", code=2)  # for nobody uses pnp_f_t
+    entries = [
+        {"image": "a.png", "prompts": ALL[3:5]},
+        {"image": "b.png", "inversion_prompt": "a blue car", "prompts": ALL[:1]},
+    ]
+    project.write(entries, defaults={"pnp_f_t": 0.7}).pnp("run", code=1)
+    assert {row["prompt"] for row in project.failures()} == {PROMPT}
+    failed = Project(project.output)
+    failed.manifest.write_text((project.output / "failed.yaml").read_text())
+    assert "2 results of 1 guidance images" in failed.pnp("validate")

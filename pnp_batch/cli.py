@@ -384,7 +384,7 @@ def store_gc(
     used = {key for manifest in loaded for key in _keys(manifest, keys_in_use)} if unused else None
     store = _store(manifests[0])
     if used is not None:
-        used |= set(keys_about(store, used))
+        used |= {*keys_about(store, used), *store.about("bank", "trajectory", used)}
     garbage = list(store.garbage(used))
     size = sum(file.stat().st_size for path in garbage for file in ([path] if path.is_file() else path.rglob("*")))
     for path in garbage if not dry_run else ():
@@ -449,7 +449,7 @@ def _store(manifest: Path) -> Any:
 
 def _show_estimate(plan: Plan) -> int:
     from pnp_batch.monitor import clock
-    from pnp_batch.runner import seconds_per_row_cell
+    from pnp_batch.runner import bank_forecast, seconds_per_row_cell
     from pnp_batch.survey import survey
 
     worker = _worker(plan)
@@ -466,6 +466,7 @@ def _show_estimate(plan: Plan) -> int:
         cell_seconds = seconds_per_row_cell(plan, worker)
         seconds = None if cell_seconds is None else cell_seconds * left.row_cells
         print(f"time:       about {clock(seconds)} on {worker.context.device} (from one timed UNet pass)")
+        print("bank:       " + "\n            ".join(bank_forecast(plan, worker)))
     if plan.manifest.quality is not None:
         _show_retries(plan, counts)
     if left.disk_bytes > free:

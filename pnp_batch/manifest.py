@@ -20,6 +20,7 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
+    ByteSize,
     ConfigDict,
     Field,
     PlainValidator,
@@ -381,16 +382,26 @@ class InputSpec(Settings):
 
 
 class RunSpec(_Value):
-    """How to run, never what: nothing here changes a result (but `dtype`, which therefore is in every key)."""
+    """How to run, never what: nothing here changes a result (but `dtype` and `bank_compression`, which are in its key)."""
 
     engine: Literal["local"] = "local"
     devices: Annotated[str | int, PlainValidator(_device)] = "auto"
     batch_size: Annotated[int | Literal["auto"], PlainValidator(_auto_or_count)] = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    bank: Annotated[Literal["auto", "off"], BeforeValidator(_off_is_a_word)] = "auto"
+    bank: Annotated[Literal["auto", "memory", "disk", "off"], BeforeValidator(_off_is_a_word)] = "auto"
+    bank_compression: Literal["none", "int8", "fp8"] = "none"
+    bank_budget: ByteSize | None = None
     reconstruction: Literal["measured", "skipped"] = "measured"
     store: Name | None = None
     checkpoint_seconds: Annotated[Number, Field(ge=0)] = 30.0
+
+    @model_validator(mode="after")
+    def _something_to_compress(self) -> RunSpec:
+        if self.bank == "off" and self.bank_compression != "none":
+            raise PydanticCustomError(
+                "bank_compression", "bank_compression needs a bank; write bank: auto, memory or disk"
+            )
+        return self
 
     def dtype_on(self, device: str) -> str:
         """The dtype on a device type: as written, else half precision on a GPU and float32 on a CPU, where halves are slower."""

@@ -263,8 +263,13 @@ def trajectory_key(job: Job, pixels: str | None, fingerprint: str, dtype: str) -
     return key_of(content)
 
 
-def translation_key(translation: Translation, trajectory: str, layers: tuple[Sequence[int], Sequence[int]]) -> str:
-    """Key of a result: its trajectory's key, the prompt, and every setting of the method (never a bank's)."""
+def translation_key(
+    translation: Translation, trajectory: str, layers: tuple[Sequence[int], Sequence[int]], compression: str = "none"
+) -> str:
+    """Key of a result: its trajectory's key, the prompt, and every setting of the method.
+
+    A bank changes cost, not the result, and is not in it; but a compressed one rounds, so the compression is.
+    """
     settings = translation.settings
     method = METHODS[settings.method]
     content: dict[str, Any] = {
@@ -276,6 +281,8 @@ def translation_key(translation: Translation, trajectory: str, layers: tuple[Seq
     }
     if method.uses_layers:
         content |= {"pnp_f_layers": list(layers[0]), "pnp_attn_layers": list(layers[1])}
+        if compression != "none":
+            content["bank_compression"] = compression
     return key_of(content | {name: getattr(settings, name) for name in (*GUIDANCE_SETTINGS, *method.settings)})
 
 

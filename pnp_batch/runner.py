@@ -16,11 +16,11 @@ from pnp_batch.errors import ItemError
 from pnp_batch.inputs import Translation
 from pnp_batch.manifest import Manifest
 from pnp_batch.plan import Job, Package, Plan
-from pnp_batch.stages import STAGES
+from pnp_batch.stages import STAGES, bank
 from pnp_batch.stages.batches import MAX_BATCH
 from pnp_batch.stages.outputs import Outputs
 from pnp_batch.stages.quality import Rule
-from pnp_batch.stages.work import Context, Events, Item, Unit
+from pnp_batch.stages.work import Banks, Context, Events, Item, Unit
 from pnp_batch.store import ArtifactStore, DigestCache
 from pnp_batch.store.artifacts import CorruptArtifact
 from pnp_batch.store.keys import key_of
@@ -72,6 +72,7 @@ class Worker:
             checkpoint_seconds=run.checkpoint_seconds,
             measure=run.reconstruction == "measured",
             rule=lambda: self.rule,
+            banks=Banks(run.bank, run.bank_compression, run.bank_budget),
         )
 
     @cached_property
@@ -183,13 +184,28 @@ class Silent:
 
 def seconds_per_row_cell(plan: Plan, worker: Worker) -> float | None:
     """Seconds of one UNet row per latent cell, from one timed pass at the first readable picture's geometry."""
-    job = next((job for job in plan.jobs() if job.size is not None), None)
-    if job is None or job.size is None:
+    item = _first_readable(plan, worker)
+    if item is None or item.job.size is None:
         return None
+    cells = item.job.size[0] * item.job.size[1] // plan.checkpoint.cell**2
+    rows = 2 * min(worker.context.batch_of(item), plan.limit or MAX_BATCH)
+    return worker.context.model.seconds_per_pass(item.job.size, rows) / (rows * cells)
+
+
+def bank_forecast(plan: Plan, worker: Worker) -> list[str]:
+    """What banks would take and save, measured at the first readable picture, and which place the manifest's mode takes."""
+    item = _first_readable(plan, worker)
+    if item is None or not bank.extent_of(item).steps:
+        return ["off (nothing is injected)"]
     context = worker.context
-    cells = job.size[0] * job.size[1] // plan.checkpoint.cell**2
-    rows = 2 * min(context.batch_of(Item(job, context)), plan.limit or MAX_BATCH)
-    return context.model.seconds_per_pass(job.size, rows) / (rows * cells)
+    sources = sum(1 for _ in plan.jobs())
+    together = max(min(context.batch_of(item) // len(item.units), sources), 1)
+    return bank.forecast(context, bank.costs(context, item, together), sources)
+
+
+def _first_readable(plan: Plan, worker: Worker) -> Item | None:
+    job = next((job for job in plan.jobs() if job.size is not None), None)
+    return None if job is None else Item(job, worker.context)
 
 
 def fingerprint(checkpoint: Checkpoint, digests: DigestCache) -> str:

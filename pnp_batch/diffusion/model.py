@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -96,6 +97,13 @@ class DiffusionModel:
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
         return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+    @property
+    def free_memory(self) -> int:
+        """Bytes that its device can still give."""
+        if self.device.type == "cuda":
+            return torch.cuda.mem_get_info(self.device)[0]
+        return int(psutil.virtual_memory().available)
 
     def seconds_per_pass(self, size: tuple[int, int], rows: int) -> float:
         """Seconds of one UNet pass, timed after a warm-up.

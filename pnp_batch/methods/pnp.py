@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pnp_batch.diffusion.banks import SourceFeatures, SourcePass
 from pnp_batch.diffusion.guidance import guidance_rows, injected_steps
-from pnp_batch.diffusion.injection import Features, injected, read_features
+from pnp_batch.diffusion.injection import Features, injected
 from pnp_batch.diffusion.inversion import denoise, weighted_sum
 from pnp_batch.diffusion.model import DiffusionModel
 from pnp_batch.diffusion.sites import Site
@@ -52,6 +53,7 @@ def translate(
     batches: Sequence[Batch],
     loop: Loop = plain_loop,
     watch: Callable[[int, int, Tensor], None] | None = None,
+    features: SourceFeatures | None = None,
 ) -> list[Tensor]:
     """Translates guidance images to target prompts.
 
@@ -62,6 +64,7 @@ def translate(
         batches: The targets; all have `num_inference_steps` equal to the trajectory's steps.
         loop: Runs the steps (with checkpoints and progress).
         watch: Called after each step of each batch with the batch's number, the timestep and its latents.
+        features: Where the sources' features come from, a row for each source; by a pass at each step if omitted.
 
     Returns:
         For each batch its final latents, (targets, 4, height, width) float32.
@@ -71,11 +74,12 @@ def translate(
         str(n): trajectory[[target.source for target in batch], 0].to(model.device) for n, batch in enumerate(batches)
     }
 
+    source = features or SourcePass(model, trajectory, source_prompts)
+
     def step(i: int, state: State) -> None:
-        sites = _wanted_sites(model, batches, i)
-        features = _source_features(model, trajectory[:, i], timesteps[i], source_prompts, sites)
+        given = source.at(i, _wanted_sites(model, batches, i))
         for n, batch in enumerate(batches):
-            output = _guided_output(model, batch, state[str(n)], timesteps[i], i, features)
+            output = _guided_output(model, batch, state[str(n)], timesteps[i], i, given)
             state[str(n)] = denoise(model, state[str(n)], output, timesteps, i)
             if watch:
                 watch(n, timesteps[i], state[str(n)])
@@ -94,15 +98,6 @@ def _sites_of(model: DiffusionModel, target: Target, step: int) -> tuple[Site, .
 
 def _wanted_sites(model: DiffusionModel, batches: Sequence[Batch], step: int) -> list[Site]:
     return list({site: None for batch in batches for target in batch for site in _sites_of(model, target, step)})
-
-
-def _source_features(
-    model: DiffusionModel, latents: Tensor, timestep: int, texts: Sequence[str], sites: Sequence[Site]
-) -> Features:
-    """The source row: features of all guidance images at one timestep, no deeper than the last wanted site."""
-    if not sites:
-        return {}
-    return read_features(sites, lambda: model.predict(latents.to(model.device), timestep, texts))
 
 
 def _guided_output(

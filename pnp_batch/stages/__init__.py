@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from pnp_batch.stages import assemble, invert, translate
+from pnp_batch.stages import assemble, bank, invert, translate
 from pnp_batch.stages.work import Context, Item
 
 STAGES: dict[str, Callable[[Context, Sequence[Item]], None]] = {
     "invert": invert.run,
+    "bank": bank.run,
     "translate": translate.run,
     "assemble": assemble.run,
 }

@@ -39,8 +39,13 @@ def _export(context: Context, unit: Unit, artifact: Artifact) -> None:
 def _settings(unit: Unit, artifact: Artifact) -> dict[str, Any]:
     """What the picture was made with: the same for the PNG's text chunk and the metadata row."""
     meta = artifact.meta
-    names = ("model", "fingerprint", "dtype", "versions")
-    return {"prompt": meta["prompt"], **meta["settings"], "key": artifact.key, **{name: meta[name] for name in names}}
+    names = ("model", "fingerprint", "dtype", "bank_compression", "versions")
+    return {
+        "prompt": meta["prompt"],
+        **meta["settings"],
+        "key": artifact.key,
+        **{n: meta[n] for n in names if n in meta},
+    }
 
 
 def _figures(artifact: Artifact) -> dict[str, Any]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from pnp_batch.errors import NonFiniteError
 from pnp_batch.methods import METHODS
-from pnp_batch.stages.batches import Group, attempt, incomplete
+from pnp_batch.stages import bank
+from pnp_batch.stages.batches import Group, attempt
+from pnp_batch.stages.groups import groups, method_of, sources_of
 from pnp_batch.stages.work import Context, Item, Unit, described
-from pnp_batch.store.artifacts import CorruptArtifact
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,53 +34,8 @@ FIGURES = (
 
 def run(context: Context, items: Sequence[Item]) -> None:
     """Publishes every result that is missing and whose trajectory is there."""
-    ready = [item for item in items if item.find() is not None]
-    missing = [unit for item in ready for unit in item.units if unit.find() is None]
-    if not missing:
-        return
-    batches = incomplete(list(planned(context, ready)), Unit.find)
-    for _, group in groupby(batches, key=lambda batch: (_method(batch), _sources(batch))):
-        attempt(list(group), lambda g: _compute(context, g), lambda unit, error: unit.fail(STAGE, error))
-
-
-def planned(context: Context, items: Sequence[Item]) -> Iterator[list[Unit]]:
-    """All units of a package, cut into batches: whole images while they fit, one image's prompts in parts where they do not.
-
-    All members of a batch have one method and inject at the same layers. Batches that share an image share all of them, so
-    its source rows are computed once for all of its prompts.
-    """
-    for kind in sorted({_kind(unit) for item in items for unit in item.units}):
-        batch: list[Unit] = []
-        for item in items:
-            size = context.batch_of(item)
-            units = [unit for unit in item.units if _kind(unit) == kind]
-            if len(batch) + len(units) > size:
-                yield from _parts(batch, size)
-                batch = []
-            batch.extend(units)
-            if len(batch) >= size:
-                yield from _parts(batch, size)
-                batch = []
-        yield from _parts(batch, size)
-
-
-def _kind(unit: Unit) -> tuple[Any, ...]:
-    method = unit.translation.settings.method
-    return (list(METHODS).index(method), *unit.layers)
-
-
-def _method(batch: Sequence[Unit]) -> str:
-    return batch[0].translation.settings.method
-
-
-def _parts(units: list[Unit], size: int) -> Iterator[list[Unit]]:
-    for i in range(0, len(units), size):
-        yield units[i : i + size]
-
-
-def _sources(batch: Iterable[Unit]) -> list[Item]:
-    """The distinct images of a batch, in order."""
-    return list(dict.fromkeys(unit.item for unit in batch))
+    for group in groups(context, [item for item in items if item.find() is not None]):
+        attempt(group, lambda g: _compute(context, g), lambda unit, error: unit.fail(STAGE, error))
 
 
 def _compute(context: Context, group: Group[Unit]) -> None:
@@ -91,8 +45,8 @@ def _compute(context: Context, group: Group[Unit]) -> None:
     from pnp_batch.methods.pnp import Target
 
     begin = time.monotonic()
-    sources = _sources(group[0])
-    method = METHODS[_method(group[0])]
+    sources = sources_of(group[0])
+    method = METHODS[method_of(group[0][0])]
     given = _trajectory if method.needs == "trajectory" else _clean_latent
     kept = torch.stack([given(context, item) for item in sources])
     targets = [
@@ -101,7 +55,10 @@ def _compute(context: Context, group: Group[Unit]) -> None:
     ]
     keys = [unit.key for batch in group for unit in batch]
     loop = CheckpointedLoop(context.checkpoints(STAGE, keys), context.model, context.events.step)
-    finals = method.load()(context.model, kept, [item.job.prompt for item in sources], targets, loop)
+    prompts = [item.job.prompt for item in sources]
+    with ExitStack() as stack:
+        features = {"features": stack.enter_context(bank.features(context, sources))} if method.uses_layers else {}
+        finals = method.load()(context.model, kept, prompts, targets, loop, **features)
     seconds = time.monotonic() - begin
     for batch, latents in zip(group, finals, strict=True):
         _publish(context, batch, latents, seconds * len(batch) / len(keys))
@@ -112,19 +69,12 @@ def _trajectory(context: Context, item: Item) -> Tensor:
     """The kept latents of an item, (steps, 4, height, width) float32."""
     import torch
 
-    return torch.from_numpy(_shard(context, item, "trajectory")["latents"].astype(np.float32))
+    return torch.from_numpy(item.latents())
 
 
 def _clean_latent(context: Context, item: Item) -> Tensor:
     """What its guidance image encodes to, (4, height, width) float32."""
-    return context.model.encode_image(_shard(context, item, "preview")["source"])[0].cpu()
-
-
-def _shard(context: Context, item: Item, name: str) -> dict[str, np.ndarray[Any, Any]]:
-    artifact = item.find()
-    if artifact is None:
-        raise CorruptArtifact(f"the trajectory of {item.job.source.name} is gone")
-    return context.store.load(artifact, name)
+    return context.model.encode_image(item.shard("preview")["source"])[0].cpu()
 
 
 def _publish(context: Context, batch: Sequence[Unit], latents: Any, seconds: float) -> None:
@@ -160,6 +110,7 @@ def _about(unit: Unit) -> dict[str, Any]:
     return {
         "prompt": unit.translation.prompt,
         "settings": values,
+        "bank_compression": unit.item.context.banks.compression,
         "trajectory": unit.item.key,
         "errors": {name: errors.get(name) for name in FIGURES},
     }

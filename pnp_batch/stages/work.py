@@ -9,6 +9,9 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pnp_batch.checkpoint import Checkpoint
 from pnp_batch.errors import ItemError, NonFiniteError
 from pnp_batch.inputs import Translation
@@ -23,7 +26,9 @@ from pnp_batch.store.checkpoints import LoopCheckpoint
 from pnp_batch.store.keys import sha256
 
 if TYPE_CHECKING:
+    from pnp_batch.diffusion.banks import MemoryBank
     from pnp_batch.diffusion.model import DiffusionModel
+    from pnp_batch.stages.bank import Costs
     from pnp_batch.stages.outputs import Outputs
 
 
@@ -38,6 +43,25 @@ class Events(Protocol):
 
     def note(self, message: str) -> None:
         """Something a person should know."""
+
+
+@dataclass(frozen=True)
+class Banks:
+    """Where a worker takes source features from (`stages/bank.py`).
+
+    Attributes:
+        mode: `auto`, `memory`, `disk` or `off`.
+        compression: How features are packed: `none`, `int8` or `fp8`.
+        budget: Bytes that all banks on disk may take; None for no limit.
+        remembered: The banks in memory, least recently used first.
+        costs: What was measured.
+    """
+
+    mode: str = "auto"
+    compression: str = "none"
+    budget: int | None = None
+    remembered: dict[str, MemoryBank] = field(default_factory=dict)
+    costs: dict[Any, Costs] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,6 +81,7 @@ class Context:
         batch_size: Translations in one UNet pass; None chooses by `automatic_batch`.
         checkpoint_seconds: Least time between two checkpoints of a loop.
         measure: Whether to sample back what `ddim` inverted.
+        banks: Where source features come from.
         rule: Gives what the quality gate asks for, None where there is no gate.
     """
 
@@ -72,6 +97,7 @@ class Context:
     batch_size: int | None
     checkpoint_seconds: float
     measure: bool
+    banks: Banks
     rule: Callable[[], Rule | None] = lambda: None
 
     @property
@@ -146,6 +172,21 @@ class Item:
             self.artifact = self.context.store.find("invert", self.key)
         return self.artifact
 
+    def latents(self) -> NDArray[np.float32]:
+        """The kept latents of its trajectory, (steps, 4, height, width)."""
+        return self.shard("trajectory")["latents"].astype(np.float32)
+
+    def shard(self, name: str) -> dict[str, NDArray[Any]]:
+        """Reads a shard of its trajectory.
+
+        Raises:
+            CorruptArtifact: It has to be made again.
+        """
+        artifact = self.find()
+        if artifact is None:
+            raise CorruptArtifact(f"the trajectory of {self.job.source.name} is gone")
+        return self.context.store.load(artifact, name)
+
 
 @dataclass(eq=False)
 class Unit:
@@ -178,7 +219,8 @@ class Unit:
     @cached_property
     def key(self) -> str:
         """Key of its result."""
-        return translation_key(self.translation, self.item.key, self.layers)
+        compression = self.item.context.banks.compression
+        return translation_key(self.translation, self.item.key, self.layers, compression)
 
     @cached_property
     def id(self) -> str:

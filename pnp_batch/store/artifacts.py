@@ -11,7 +11,8 @@ import errno
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,11 @@ class Artifact:
         """Its content key."""
         return self.path.name
 
+    @property
+    def names(self) -> list[str]:
+        """Names of its shards, sorted."""
+        return sorted(name.removesuffix(".safetensors") for name in self.shards)
+
     def load(self, shard: str) -> dict[str, np.ndarray[Any, Any]]:
         """Reads one shard and checks every byte of it.
 
@@ -81,8 +87,8 @@ class Artifact:
         Raises:
             CorruptArtifact: Something differs from what was published.
         """
-        for name in self.shards:
-            self.load(name.removesuffix(".safetensors"))
+        for name in self.names:
+            self.load(name)
 
 
 class ArtifactStore:
@@ -126,19 +132,31 @@ class ArtifactStore:
         Raises:
             EnvironmentFailure: The disk is full or read-only. Nothing half-written stays behind.
         """
-        final = self.folder(stage, key)
+        with self.draft(stage, key) as draft:
+            for name, tensors in shards.items():
+                draft.add(name, tensors)
+            return draft.publish(meta)
+
+    @contextmanager
+    def draft(self, stage: str, key: str) -> Iterator[Draft]:
+        """An artifact that grows shard by shard, for those that are too big to be held; gone unless it is published.
+
+        Args:
+            stage: Name of the stage that makes it.
+            key: Its content key.
+
+        Raises:
+            EnvironmentFailure: The disk is full or read-only. Nothing half-written stays behind.
+        """
         temporary = self.root / stage / temp_name()
         with disk_errors_named(f"{stage} {key[:12]} to {self.root}"):
             try:
                 temporary.mkdir(parents=True)
-                stamps = {f"{name}.safetensors": _write_shard(temporary, name, each) for name, each in shards.items()}
-                content = json.loads(canonical_json({"format": FORMAT, "shards": stamps, "meta": meta}))
-                (temporary / META).write_text(_sealed(content), encoding="utf-8")
-                return self._make_visible(temporary, final) or Artifact(final, content["meta"], content["shards"])
+                yield Draft(self, temporary, self.folder(stage, key))
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
 
-    def _make_visible(self, temporary: Path, final: Path) -> Artifact | None:
+    def make_visible(self, temporary: Path, final: Path) -> Artifact | None:
         """Renames; gives the artifact that someone else published first, if there is one."""
         final.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -208,11 +226,40 @@ class ArtifactStore:
         """Everything half-built, of this and of other machines: a look into few folders, however many artifacts."""
         return self.root.glob(f"*/{TEMP_PREFIX}*")
 
+    def about(self, stage: str, name: str, keys: Collection[str]) -> Iterator[str]:
+        """Keys of a stage's artifacts whose `meta` says, under a name, that they belong to one of some other artifacts."""
+        for path in self.root.glob(f"{stage}/??/*/{META}"):
+            try:
+                owner = json.loads(path.read_bytes())["content"]["meta"][name]
+            except (OSError, ValueError, KeyError):
+                continue  # corrupt: nobody misses it
+            if owner in keys:
+                yield path.parent.name
+
     def all(self) -> Iterator[tuple[str, Path]]:
         """Stage and folder of every artifact."""
         for path in self.root.glob("*/??/*"):
             if len(path.name) == 64 and path.is_dir():  # digests are files of such names
                 yield path.parent.parent.name, path
+
+
+class Draft:
+    """An artifact in the making; see `ArtifactStore.draft`."""
+
+    def __init__(self, store: ArtifactStore, temporary: Path, final: Path) -> None:
+        self._store, self._temporary, self._final = store, temporary, final
+        self._stamps: dict[str, Mapping[str, Any]] = {}
+
+    def add(self, shard: str, tensors: Tensors) -> None:
+        """Writes one shard."""
+        self._stamps[f"{shard}.safetensors"] = _write_shard(self._temporary, shard, tensors)
+
+    def publish(self, meta: Mapping[str, Any]) -> Artifact:
+        """Makes it visible in one rename; see `ArtifactStore.publish`."""
+        content = json.loads(canonical_json({"format": FORMAT, "shards": self._stamps, "meta": meta}))
+        (self._temporary / META).write_text(_sealed(content), encoding="utf-8")
+        theirs = self._store.make_visible(self._temporary, self._final)
+        return theirs or Artifact(self._final, content["meta"], content["shards"])
 
 
 def _write_shard(folder: Path, name: str, tensors: Tensors) -> dict[str, Any]:

@@ -123,7 +123,7 @@ class Expansion:
             yield Source(name, stem, None, spec.generate, loc)
         elif spec.image is not None:
             path = self._existing(spec.image, (*loc, "image"))
-            yield _file_source(spec.image, path, path.name, (*loc, "image"))
+            yield _file_source(Path(spec.image).as_posix(), path, path.name, (*loc, "image"))
         elif isinstance(spec.images, tuple):
             yield from self._listed(spec, spec.images, (*loc, "images"))
         elif spec.images is not None:
@@ -153,7 +153,8 @@ class Expansion:
             except ManifestError as error:
                 self.problems.extend(error.problems)
             else:
-                yield _file_source(str(root / name), path, name if spec.root else path.name, (*loc, index))
+                tree = PurePosixPath(name if spec.root else path.name)
+                yield _file_source((root / name).as_posix(), path, str(tree), (*loc, index))
 
     def _folder_or_glob(self, written: str, loc: Loc) -> Iterator[Source]:
         shown, pattern = _split_at_wildcard(written)
@@ -166,7 +167,7 @@ class Expansion:
         for tree in trees:
             if _is_unicode(tree):
                 count += 1
-                yield _file_source(str(shown / tree), folder / tree, tree, loc)
+                yield _file_source(tree if shown == Path() else f"{shown}/{tree}", folder / tree, tree, loc)
             else:
                 self.warnings.append(f"{tree!a} in {folder} is left out: its name is not valid UTF-8")
         if not count:
@@ -189,13 +190,14 @@ class Expansion:
         for place, folders, names in os.walk(folder, onerror=refuse):
             below = PurePosixPath(place).relative_to(folder)
             folders[:] = sorted(name for name in folders if name[0] != "." and below / name != own)
-            yield from (str(below / name) for name in sorted(names) if name[0] != "." and _is_picture(name))
+            above = "" if below == PurePosixPath() else f"{below}/"
+            yield from (above + name for name in sorted(names) if name[0] != "." and _is_picture(name))
 
     def _glob(self, folder: Path, pattern: str) -> Iterator[str]:
-        own = self._results_below(folder)
+        own = f"{self._results_below(folder)}/"
         found = glob.iglob(pattern, root_dir=folder, recursive=True)  # noqa: PTH207 - Path.glob refuses "a**b"
         for tree in sorted(set(filter(_is_picture, found))):
-            if own not in PurePosixPath(tree).parents and not _is_folder(folder / tree):
+            if not tree.startswith(own) and not _is_folder(f"{folder}/{tree}"):
                 yield tree
 
     def _results_below(self, folder: Path) -> PurePosixPath:
@@ -220,12 +222,15 @@ def slug(text: str, limit: int = 48) -> str:
 
 
 def _file_source(name: str, path: Path, tree: str, loc: Loc) -> Source:
-    place = PurePosixPath(tree)
-    parent = PurePosixPath() if place.is_absolute() or ".." in place.parts else place.parent
-    return Source(Path(name).as_posix(), parent / (place.stem.lstrip(".") or "picture"), path, None, loc)
+    # Text rather than paths: a million pictures pass here, and a path object costs as much as all the rest.
+    above, _, file = tree.rpartition("/")
+    if tree.startswith("/") or ".." in above.split("/"):
+        above = ""
+    stem = os.path.splitext(file)[0].lstrip(".") or "picture"  # noqa: PTH122
+    return Source(name, PurePosixPath(above, stem), path, None, loc)
 
 
-def _is_folder(path: Path) -> bool:
+def _is_folder(path: str | Path) -> bool:
     return os.path.isdir(path)  # noqa: PTH112 - pathlib raises where a name is too long or a folder closed
 
 
@@ -239,7 +244,7 @@ def _is_picture(name: str) -> bool:
 
 def _is_unicode(name: str) -> bool:
     """Whether a file name can be written into a manifest, a table or a report; names on Linux are any bytes."""
-    return not any("\udc80" <= c <= "\udcff" for c in name)
+    return name.isascii() or not any("\udc80" <= c <= "\udcff" for c in name)
 
 
 def _split_at_wildcard(written: str) -> tuple[Path, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 from pnp_batch.checkpoint import Checkpoint, Schedule
@@ -185,8 +186,8 @@ def packages_of(jobs: Iterable[Job]) -> Iterator[Package]:
     open_jobs: dict[Any, list[Job]] = {}
     index = 0
     for job in jobs:
-        shared = (getattr(job.settings, name) for name in ("num_inference_steps", *SHARED_INVERSION_SETTINGS))
-        kind = (job.size, job.own_steps, job.source.generate is None, job.needs_trajectory, *shared)
+        own = (job.own_steps, job.source.generate is None, job.needs_trajectory)
+        kind = (job.size, *own, *_package_settings(job.settings))
         open_jobs.setdefault(kind, []).append(job)
         if len(open_jobs[kind]) == PACKAGE_JOBS:
             yield Package(index, tuple(open_jobs.pop(kind)))
@@ -200,24 +201,28 @@ def jobs_of(source: Source, translations: Iterable[Translation], checkpoint: Che
     """The jobs of a guidance image: its translations by trajectory settings."""
     groups: dict[tuple[Any, ...], list[Translation]] = {}
     for translation in translations:
-        same = _trajectory_settings(source, translation.settings)
-        groups.setdefault(same, []).append(translation)
+        groups.setdefault(_shared_settings(source, translation.settings), []).append(translation)
     for group in groups.values():
         settings = group[0].settings
         yield Job(source, _working_size(source, settings, checkpoint), settings, tuple(group))
 
 
-def _trajectory_settings(source: Source, settings: Settings) -> tuple[Any, ...]:
+def _shared_settings(source: Source, settings: Settings) -> tuple[Any, ...]:
     """What translations must agree in to share a job; how to invert is no question where nothing is inverted."""
     needed = source.generate is not None or METHODS[settings.method].needs == "trajectory"
-    names = TRAJECTORY_SETTINGS if needed else ("height", "width", "num_inference_steps")
-    return (needed, *(getattr(settings, name) for name in names))
+    return (needed, *(_trajectory_settings if needed else _latent_settings)(settings))
+
+
+_trajectory_settings = attrgetter(*TRAJECTORY_SETTINGS)
+_latent_settings = attrgetter("height", "width", "num_inference_steps")
+_package_settings = attrgetter("num_inference_steps", *SHARED_INVERSION_SETTINGS)
 
 
 def _working_size(source: Source, settings: Settings, checkpoint: Checkpoint) -> Size | None:
     """None for a picture that cannot be read: the worker meets it again and reports it as a failed item."""
+    is_fixed = source.path is None or (settings.height and settings.width)  # then its own size need not be read
     try:
-        picture = (1, 1) if source.path is None else picture_size(source.path)
+        picture = (1, 1) if is_fixed or source.path is None else picture_size(source.path)
         return fitted_size(picture, settings.height, settings.width, checkpoint.sample_size, checkpoint.cell)
     except ItemError:
         return None

@@ -42,6 +42,10 @@ store_app = typer.Typer(
     help="What the artifact store holds, whether it is intact, and how to free space.", no_args_is_help=True
 )
 app.add_typer(store_app, name="store")
+shapes_app = typer.Typer(help="Procedural scenes, and training the small model that knows them.", no_args_is_help=True)
+app.add_typer(shapes_app, name="shapes")
+bench_app = typer.Typer(help="Benchmarks whose truth is known.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
 
 ManifestPath = Annotated[Path, typer.Argument(metavar="MANIFEST", help="The YAML manifest.", show_default=False)]
 
@@ -391,6 +395,134 @@ def store_gc(
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     print(f"{'would free' if dry_run else 'freed'} {size / 1e6:.1f} MB in {len(garbage)} places")
     return OK
+
+
+@shapes_app.command("render")
+@_verb
+def shapes_render(
+    output: Annotated[Path, typer.Argument(help="The folder to write.", show_default=False)],
+    count: Annotated[int, typer.Option(min=1, help="How many scenes.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first scene; the next ones follow.")] = 0,
+    size: Annotated[int, typer.Option(min=16, max=4096, help="Side of the pictures, in pixels.")] = 64,
+) -> int:
+    """Render scenes as an image folder: pictures, exact masks, captions; the same seed gives the same bytes."""
+    from rich.progress import track
+
+    from pnp_batch.shapes.imagefolder import write_scenes
+
+    _check_new(output)
+    console = _console()
+    names = write_scenes(output, count, seed, size)
+    for _ in track(names, "scenes", count, console=console, disable=not console.is_terminal, transient=True):
+        pass
+    print(f"{count} scenes: {output / 'metadata.jsonl'}")
+    return OK
+
+
+@shapes_app.command("train")
+@_verb
+def shapes_train(
+    output: Annotated[Path, typer.Argument(help="The pipeline folder to write.", show_default=False)],
+    start: Annotated[
+        str | None, typer.Option("--from", metavar="MODEL", help="Go on from this model's weights.", show_default=False)
+    ] = None,
+    scenes: Annotated[int, typer.Option(min=64, help="Scenes that UNet and text encoder learn from.")] = 24_000,
+    vae_steps: Annotated[
+        int | None,
+        typer.Option(min=0, help="Default: 2600, or 600 of the decoder alone with --from.", show_default=False),
+    ] = None,
+    unet_steps: Annotated[
+        int | None, typer.Option(min=0, help="Default: 8500, or 1100 with --from.", show_default=False)
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=0, help="Of the UNet. Default: 1e-3, or 4e-4 with --from.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, noise, wording and the first scene.")] = 0,
+    devices: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, or auto: whichever is faster here.")] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Scenes in a step.")] = 64,
+    every: Annotated[int, typer.Option(min=1, help="Steps between two grids of samples.")] = 250,
+) -> int:
+    """Train a small Stable Diffusion on scenes: VAE, then UNet and text encoder. Repeated, it goes on where it stopped."""
+    from pnp_batch.shapes import training
+
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise typer.BadParameter(f"'{dtype}' is not one of auto, float32, bfloat16", param_hint="--dtype")
+    half = None if dtype == "auto" else dtype == "bfloat16"
+    others = {"seed": seed, "half": half, "batch": batch_size, "every": every, "say": _say}
+    run = training.planned(output, start, scenes, vae_steps, unet_steps, learning_rate, devices=devices, **others)
+    print(f"pipeline: {training.train(run)}\nsamples:  {run.work / 'samples'}")
+    return OK
+
+
+@shapes_app.command("judge")
+@_verb
+def shapes_judge(
+    output: Annotated[Path, typer.Argument(help="The .safetensors file to write.", show_default=False)],
+    steps: Annotated[int | None, typer.Option(min=1, help="Default: 2000.", show_default=False)] = None,
+) -> int:
+    """Train the benchmark's judge, which segments and names scenes, and say how often it is right."""
+    from dataclasses import replace
+
+    from pnp_batch.shapes.judge import RECIPE, accuracy, save_judge, train_judge
+    from pnp_batch.shapes.learning import Watch
+    from pnp_batch.shapes.pages import judged
+
+    recipe = RECIPE if steps is None else replace(RECIPE, steps=steps)
+    judge = train_judge(output.with_suffix(".training"), recipe, Watch(say=_say))
+    save_judge(judge, output)
+    print(f"{output}\n{judged(accuracy(judge))}")
+    return OK
+
+
+@bench_app.command("shapes")
+@_verb
+def bench_shapes(
+    scenes: Annotated[int, typer.Option(min=2, help="Held-out scenes.")] = 24,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the rows here.", show_default=False)
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder of scenes, store, results, figure and page.")] = Path(
+        "outputs/bench-shapes"
+    ),
+    model: Annotated[str, typer.Option(help="One that paints scenes.")] = "builtin:shapes",
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Sampling steps.")] = 50,
+    ablations: Annotated[
+        bool, typer.Option("--ablations", help="Thresholds, layers, inversion and negative prompts instead of methods.")
+    ] = False,
+) -> int:
+    """PnP against the baselines on scenes whose truth is known: structure, text, and the trade-off between them."""
+    from pnp_batch.monitor import view_for
+    from pnp_batch.shapes import pages, plots
+    from pnp_batch.shapes.ablations import run_ablations
+    from pnp_batch.shapes.benchmark import METHODS, cases, margins, run
+    from pnp_batch.store.files import write_atomic
+
+    view, name = view_for(_console()), "ablations" if ablations else "benchmark"
+    if ablations:
+        found = run_ablations(output / "ablations", scenes, view, model, steps)
+        rows, figure = found.rows(), plots.ablations(found)
+        page = pages.ablation_page(found, figure)
+        tables = pages.ablation_tables(found)
+    else:
+        bench = run(output / "methods", cases(scenes), METHODS, view, model=model, num_inference_steps=steps)
+        rows, figure, above = bench.rows(), plots.trade_off(bench), margins(bench)
+        page = pages.benchmark_page(bench, above, figure)
+        tables = pages.benchmark_tables(bench, above)
+    for each in tables:
+        _console(stderr=False, width=None if sys.stdout.isatty() else 200).print(each, markup=False)
+    write_atomic(output / f"{name}.png", figure)
+    write_atomic(output / f"{name}.html", page)
+    if json_file is not None:
+        write_atomic(json_file, json.dumps(rows, indent=1))
+    print(f"figure: {output / f'{name}.png'}\npage:   {output / f'{name}.html'}")
+    return OK
+
+
+def _check_new(folder: Path) -> None:
+    """Nothing is written over what is there."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise typer.BadParameter(f"{folder} is there and not empty; name another folder", param_hint="OUTPUT")
 
 
 def _keys(manifest: Manifest, keys_in_use: Callable[..., Any]) -> Any:

@@ -80,6 +80,7 @@ def learn(
     folder: Path,
     watch: Watch = SILENT,
     half: bool = False,
+    about: str = "",
     seconds: float = 60.0,
 ) -> None:
     """Trains a network in place, from where an earlier run in the same folder stopped.
@@ -92,12 +93,13 @@ def learn(
         folder: Where the checkpoint is kept.
         watch: Who looks on.
         half: Whether to compute the loss in bfloat16 where torch's autocast thinks it safe; weights stay float32.
+        about: Whatever else decides what is learnt: another value begins anew.
         seconds: Least time between two checkpoints.
 
     Raises:
         PnpError: The loss is not finite.
     """
-    saved = LoopCheckpoint(folder, f"learn-{name}", [repr(recipe)], seconds)
+    saved = LoopCheckpoint(folder, f"learn-{name}", [repr(recipe), about], seconds)
     learner = _Learner(network, recipe)
     begin = 0
     if found := saved.load():

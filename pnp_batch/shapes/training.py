@@ -10,7 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from pnp_batch.checkpoint import WEIGHT_NAMES, Checkpoint
+from pnp_batch.checkpoint import WEIGHT_NAMES, Checkpoint, resolve
 from pnp_batch.diffusion.guidance import Row
 from pnp_batch.diffusion.inversion import sample_trajectory
 from pnp_batch.diffusion.loading import load_parts
-from pnp_batch.diffusion.model import DiffusionModel, to_pixels
+from pnp_batch.diffusion.model import DiffusionModel, pick_device, to_pixels
 from pnp_batch.diffusion.trajectories import psnr, seeded_noise
 from pnp_batch.media.images import encode_png
 from pnp_batch.shapes.learning import Recipe, Watch, learn
@@ -37,7 +37,8 @@ from pnp_batch.store.keys import sha256
 
 HELD_OUT = 1_000_000_000  # scenes from this seed on are never trained on
 BATCH = 64
-CHUNK = 1024  # scenes whose latents are kept in one file
+CHUNK = 512  # scenes whose latents are kept in one file
+NORMALISED = 512  # scenes that latents are normalised over
 DROPPED_CAPTIONS = 0.1
 KL_WEIGHT = 1e-6
 GRID_SIDE, GRID_STEPS, GRID_GUIDANCE = 6, 25, 3.0
@@ -62,6 +63,7 @@ class Training:
         seed: Of weights, noise and wording, and of the first scene.
         device: Where.
         half: Whether to compute in bfloat16; None measures which is faster.
+        batch: Scenes in a step.
         every: Steps between two sample grids.
         say: Told what happens, a line at a time.
     """
@@ -75,13 +77,52 @@ class Training:
     seed: int
     device: torch.device
     half: bool | None = None
+    batch: int = BATCH
     every: int = 250
     say: Callable[[str], None] = print
+
+    @property
+    def about(self) -> str:
+        """What decides the weights besides the recipes."""
+        return (
+            f"{self.start.name}, continued {self.continued}, {self.scenes} scenes, seed {self.seed}, batch {self.batch}"
+        )
 
     @property
     def work(self) -> Path:
         """Where checkpoints, latents and sample grids lie."""
         return self.output / "training"
+
+
+def planned(
+    output: Path,
+    start: str | None,
+    scenes: int,
+    vae_steps: int | None,
+    unet_steps: int | None,
+    learning_rate: float | None,
+    *,
+    devices: str,
+    **others: Any,
+) -> Training:
+    """A training run from what the command line says; None takes the recipe's own value.
+
+    Raises:
+        ModelError: There is no such model to go on from.
+        EnvironmentFailure: The device cannot be used.
+    """
+    vae, unet = (VAE_RECIPE, UNET_RECIPE) if start is None else (VAE_AGAIN, UNET_AGAIN)
+    rate = unet.learning_rate if learning_rate is None else learning_rate
+    return Training(
+        output=output,
+        start=resolve(start or "builtin:shapes", Path.cwd()),
+        continued=start is not None,
+        scenes=scenes,
+        vae=vae if vae_steps is None else replace(vae, steps=vae_steps),
+        unet=replace(unet, learning_rate=rate, steps=unet.steps if unet_steps is None else unet_steps),
+        device=pick_device(devices),
+        **others,
+    )
 
 
 def train(run: Training) -> Path:
@@ -162,15 +203,16 @@ def _train_vae(run: Training, vae: Any) -> None:
     learner = nn.ModuleList([vae.post_quant_conv, vae.decoder]) if run.continued else vae
     loss = partial(_vae_loss, run, vae)
     half = _is_half_faster(run, "VAE", loss)
-    learn("vae", learner, loss, run.vae, run.work, _watch(run, partial(_vae_grid, run, vae)), half)
+    learn("vae", learner, loss, run.vae, run.work, _watch(run, partial(_vae_grid, run, vae)), half, run.about)
     vae.eval()
     if not run.continued:
-        _normalise(vae, torch.cat([_encoded(vae, run, begin) for begin in range(0, CHUNK, BATCH)]))
+        _normalise(vae, _encoded(run, vae, 0, NORMALISED))
     _vae_grid(run, vae, run.vae.steps)
 
 
 def _vae_loss(run: Training, vae: Any, step: int) -> Tensor:
-    pictures = _pictures(run, range(run.seed + step * BATCH, run.seed + (step + 1) * BATCH))
+    begin = run.seed + step * run.batch
+    pictures = _pictures(run, range(begin, begin + run.batch))
     with torch.set_grad_enabled(not run.continued):
         posterior = vae.encode(pictures).latent_dist
         generator = torch.Generator().manual_seed(step)
@@ -190,10 +232,10 @@ def _pictures(run: Training, seeds: Sequence[int]) -> Tensor:
 
 
 @torch.inference_mode()
-def _encoded(vae: Any, run: Training, begin: int) -> Tensor:
-    """Posterior means of a batch of scenes, unscaled."""
-    mean: Tensor = vae.encode(_pictures(run, range(run.seed + begin, run.seed + begin + BATCH))).latent_dist.mean
-    return mean
+def _encoded(run: Training, vae: Any, begin: int, end: int) -> Tensor:
+    """Posterior means of the scenes from one number to another, unscaled."""
+    batches = (range(i, min(i + run.batch, end)) for i in range(begin, end, run.batch))
+    return torch.cat([vae.encode(_pictures(run, [run.seed + i for i in rows])).latent_dist.mean for rows in batches])
 
 
 @torch.no_grad()
@@ -225,7 +267,7 @@ def _train_unet(run: Training, networks: _Networks) -> None:
     learner = nn.ModuleDict({"unet": networks.unet, "text_encoder": networks.text_encoder})
     loss = partial(_unet_loss, run, networks, latents)
     half = _is_half_faster(run, "UNet", loss)
-    learn("unet", learner, loss, run.unet, run.work, _watch(run, partial(_unet_grid, run, networks)), half)
+    learn("unet", learner, loss, run.unet, run.work, _watch(run, partial(_unet_grid, run, networks)), half, run.about)
     _unet_grid(run, networks, run.unet.steps)
 
 
@@ -234,26 +276,26 @@ def _latents(run: Training, vae: Any) -> Tensor:
     chunks = []
     encoder = sha256(safetensors.torch.save({k: v.contiguous() for k, v in vae.encoder.state_dict().items()}))
     for begin in range(0, run.scenes, CHUNK):
-        path = run.work / f"latents-{encoder[:16]}" / f"{run.seed + begin}.safetensors"
+        end = min(begin + CHUNK, run.scenes)
+        path = run.work / f"latents-{encoder[:16]}" / f"{run.seed + begin}-{run.seed + end}.safetensors"
         if not path.exists():
-            means = [_encoded(vae, run, begin + row) for row in range(0, CHUNK, BATCH)]
-            half = (torch.cat(means) * vae.config.scaling_factor).half().cpu().contiguous()
+            half = (_encoded(run, vae, begin, end) * vae.config.scaling_factor).half().cpu().contiguous()
             write_atomic(path, safetensors.torch.save({"latents": half}))
         chunks.append(safetensors.torch.load_file(path)["latents"])
-    return torch.cat(chunks)[: run.scenes]
+    return torch.cat(chunks)
 
 
 def _unet_loss(run: Training, networks: _Networks, latents: Tensor, step: int) -> Tensor:
     """Mean squared error of v (Salimans and Ho 2022) over a batch of scenes, wordings and timesteps."""
     generator = torch.Generator().manual_seed(run.seed * 1_000_003 + step)
-    chosen = torch.randint(len(latents), (BATCH,), generator=generator)
+    chosen = torch.randint(len(latents), (run.batch,), generator=generator)
     clean = latents[chosen].float().to(run.device)
     noise = torch.randn(clean.shape, generator=generator).to(run.device)
-    timesteps = _spread_timesteps(len(networks.alphas), generator)
+    timesteps = _spread_timesteps(len(networks.alphas), run.batch, generator)
     a = networks.alphas[timesteps].view(-1, 1, 1, 1).to(run.device)
-    dropped = torch.rand(BATCH, generator=generator) < DROPPED_CAPTIONS
+    dropped = torch.rand(run.batch, generator=generator) < DROPPED_CAPTIONS
     captions = [
-        "" if drop else random_caption(random_scene(run.seed + scene), step * BATCH + row)
+        "" if drop else random_caption(random_scene(run.seed + scene), step * run.batch + row)
         for row, (scene, drop) in enumerate(zip(chosen.tolist(), dropped.tolist(), strict=True))
     ]
     output = networks.unet(
@@ -267,10 +309,10 @@ def _unet_loss(run: Training, networks: _Networks, latents: Tensor, step: int) -
     return F.mse_loss(output.float(), target)
 
 
-def _spread_timesteps(count: int, generator: torch.Generator) -> Tensor:
+def _spread_timesteps(count: int, rows: int, generator: torch.Generator) -> Tensor:
     """One timestep from each of as many equal parts of the schedule as a batch has rows, in random order: less noise."""
-    part = (torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) / BATCH
-    return (part * count).long()[torch.randperm(BATCH, generator=generator)]
+    part = (torch.arange(rows) + torch.rand(rows, generator=generator)) / rows
+    return (part * count).long()[torch.randperm(rows, generator=generator)]
 
 
 def _text_features(run: Training, text_encoder: Any, captions: Sequence[str]) -> Tensor:

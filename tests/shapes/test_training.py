@@ -1,0 +1,84 @@
+"""`shapes train`: a few steps of the real thing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from typer.testing import CliRunner
+
+from pnp_batch.checkpoint import resolve
+from pnp_batch.cli import app
+from pnp_batch.diffusion.model import load_model
+from pnp_batch.shapes.training import _normalise
+
+FEW = ["--scenes", "64", "--batch-size", "4", "--every", "1", "--dtype", "float32"]
+
+
+def trained(folder: Path, *options: str, code: int = 0) -> str:
+    outcome = CliRunner().invoke(app, ["shapes", "train", str(folder), *FEW, *options])
+    assert outcome.exit_code == code, outcome.output
+    return outcome.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [(), ("--from", "builtin:shapes")])
+def test_what_it_writes_is_a_diffusers_pipeline_that_pnp_runs_on(tmp_path: Path, start: tuple[str, ...]) -> None:
+    said = trained(tmp_path / "model", *start, "--vae-steps", "2", "--unet-steps", "2")
+    assert "vae 2/2" in said
+    assert "unet 2/2" in said
+    grids = {path.name for path in (tmp_path / "model/training/samples").glob("*.png")}
+    assert grids == {f"{part}-0000{step}.png" for part in ("vae", "unet") for step in (1, 2)}
+    checkpoint = resolve(str(tmp_path / "model"), tmp_path)
+    assert checkpoint.layers == resolve("builtin:shapes", tmp_path).layers
+    model = load_model(checkpoint, torch.device("cpu"), "float32")
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "model", safety_checker=None, local_files_only=True)
+    ours, theirs = (dict(each.named_parameters()) for each in (model.text_encoder, pipeline.text_encoder))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name].float()) for name in ours)
+
+
+@pytest.mark.slow
+def test_going_on_from_a_model_leaves_its_latents_as_they_are(tmp_path: Path) -> None:
+    trained(tmp_path / "model", "--from", "builtin:shapes", "--vae-steps", "2", "--unet-steps", "0")
+    before, after = (
+        AutoencoderKL.from_pretrained(resolve(name, tmp_path).weights / "vae").state_dict()
+        for name in ("builtin:shapes", str(tmp_path / "model"))
+    )
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith(("decoder.", "post_quant_conv.")) for name in changed)
+
+
+@pytest.mark.slow
+def test_a_training_that_is_repeated_changes_nothing(tmp_path: Path) -> None:
+    options = ("--from", "builtin:shapes", "--vae-steps", "0", "--unet-steps", "2")
+    weights = tmp_path / "model/unet/diffusion_pytorch_model.safetensors"
+    trained(tmp_path / "model", *options)
+    first = weights.read_bytes()
+    assert "unet 2/2" not in trained(tmp_path / "model", *options)
+    assert weights.read_bytes() == first
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+    assert "nowhere" in trained(tmp_path / "model", "--from", str(tmp_path / "nowhere"), code=2)
+
+
+def test_normalised_latents_decode_to_the_same_pictures() -> None:
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    vae = AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, **blocks).eval()
+    pictures = torch.rand(6, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        before = vae.encode(pictures).latent_dist
+        picture = vae.decode(before.mean).sample
+        _normalise(vae, before.mean)
+        after = vae.encode(pictures).latent_dist
+        assert torch.allclose(vae.decode(after.mean).sample, picture, atol=1e-4)
+    scaled = after.mean * vae.config.scaling_factor
+    assert torch.allclose(scaled.mean((0, 2, 3)), torch.zeros(4), atol=1e-4)
+    assert torch.allclose(scaled.std((0, 2, 3)), torch.ones(4), atol=1e-3)
+    relative = (after.std * vae.config.scaling_factor) / (before.std / before.mean.std((0, 2, 3)).view(1, -1, 1, 1))
+    assert torch.allclose(relative, torch.ones_like(relative), atol=1e-3)

@@ -404,18 +404,24 @@ def shapes_render(
     count: Annotated[int, typer.Option(min=1, help="How many scenes.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the first scene; the next ones follow.")] = 0,
     size: Annotated[int, typer.Option(min=16, max=4096, help="Side of the pictures, in pixels.")] = 64,
+    clips: Annotated[
+        bool, typer.Option("--clips", help="Clips of a moving object as MP4 instead, motion known.")
+    ] = False,
+    frames: Annotated[int, typer.Option(min=1, help="Of a clip.")] = 16,
 ) -> int:
     """Render scenes as an image folder: pictures, exact masks, captions; the same seed gives the same bytes."""
     from rich.progress import track
 
-    from pnp_batch.shapes.imagefolder import write_scenes
+    from pnp_batch.shapes.imagefolder import write_clips, write_scenes
 
     _check_new(output)
-    console = _console()
-    names = write_scenes(output, count, seed, size)
-    for _ in track(names, "scenes", count, console=console, disable=not console.is_terminal, transient=True):
+    if clips and size % 2:
+        raise typer.BadParameter(f"clips need an even size, not {size}", param_hint="--size")
+    console, kind = _console(), "clips" if clips else "scenes"
+    names = write_clips(output, count, seed, size, frames) if clips else write_scenes(output, count, seed, size)
+    for _ in track(names, kind, count, console=console, disable=not console.is_terminal, transient=True):
         pass
-    print(f"{count} scenes: {output / 'metadata.jsonl'}")
+    print(f"{count} {kind}: {output / 'metadata.jsonl'}")
     return OK
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import imageio_ffmpeg
 import numpy as np
 from PIL import Image
 from typer.testing import CliRunner
 
 from pnp_batch.cli import app
+from pnp_batch.shapes.clips import clip
 from pnp_batch.shapes.scenes import VOCABULARY, caption, random_scene, render
 
 
@@ -43,6 +45,25 @@ def test_rows_say_what_the_pictures_show(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(Image.open(tmp_path / "a" / row["mask_file_name"])), mask)
         assert row["caption"] == caption(scene)
         assert {part: row[part] for part in VOCABULARY} == {part: getattr(scene, part) for part in VOCABULARY}
+
+
+def test_clips_move_as_their_rows_say(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        rendered(tmp_path / name, "--clips", "--count", "2", "--frames", "5", "--seed", "3")
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    rows = [json.loads(line) for line in (tmp_path / "a/metadata.jsonl").read_text().splitlines()]
+    for row in rows:
+        made = clip(row["seed"], 5)
+        reader = imageio_ffmpeg.read_frames(str(tmp_path / "a" / row["file_name"]))
+        meta = next(reader)
+        assert (meta["size"], meta["fps"]) == ((64, 64), 8)
+        frames = [np.frombuffer(frame, np.uint8).reshape(64, 64, 3) for frame in reader]
+        assert len(frames) == 5
+        for frame, truth in zip(frames, made.frames, strict=True):
+            assert np.abs(frame.astype(int) - truth).mean() < 8
+        masks = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "a" / row["masks"]).glob("*.png"))]
+        assert np.array_equal(np.stack(masks), made.masks)
+        assert np.allclose(row["motion"], made.motion)
 
 
 def test_nothing_is_written_over_what_is_there(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ CHUNK = 512  # scenes whose latents are kept in one file
 NORMALISED = 512  # scenes that latents are normalised over
 DROPPED_CAPTIONS = 0.1
 KL_WEIGHT = 1e-6
-GRID_SIDE, GRID_STEPS, GRID_GUIDANCE = 6, 25, 3.0
+GRID_SIDE, GRID_STEPS, GRID_GUIDANCE = 4, 20, 3.0
 
 VAE_RECIPE = Recipe(steps=2_600, learning_rate=1e-3, average=0.995)
 UNET_RECIPE = Recipe(steps=8_500, learning_rate=1e-3, warm_up=200)

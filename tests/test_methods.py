@@ -52,6 +52,9 @@ def test_every_method_runs_from_one_manifest(project: Project) -> None:
             n for n, known in METHODS_OF.items() if row["method"] in known
         }
     assert "a.png" in (project.output / "report.html").read_text()
+    assert project.pnp("inspect trajectory", "--timesteps", "2").endswith("trajectory.html\n")
+    assert "0 were corrupt" in project.pnp("store verify")
+    assert "freed 0.0 MB in 0 places" in project.pnp("store gc", "--unused")
 
 
 def test_a_dry_run_counts_the_rows_that_a_run_computes(project: Project) -> None:

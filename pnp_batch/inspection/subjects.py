@@ -96,7 +96,7 @@ def _subject(item: Item, shown: bool) -> Subject | None:
         artifact = item.find()
     except ItemError:
         return None
-    if artifact is None:
+    if artifact is None or not item.job.needs_trajectory:
         return None
     store = item.context.store
     kept, preview = store.load(artifact, "trajectory"), store.load(artifact, "preview")

@@ -7,6 +7,10 @@ sampling grid, then three UNet rows a step (source, negative, target) for every 
 *pnp-batch* is the program itself with its store, checksums and PNG files. Each side runs in a process of its own, so that
 peak memory can be told apart; loading the model is not timed. `--inversion fixed-point` times pnp-batch with its own default
 inversion instead, which gives other (better) trajectories and so other pictures.
+
+`--against public` takes the public diffusers script's own defaults for the plain side: 999 inversion steps, 999 steps that
+sample the picture back, then the edit. Together with `--inversion fixed-point` that is what a person who changes over gets;
+`benchmarks/inversion.py` has the reconstruction errors of both.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +47,7 @@ from pnp_batch.shapes.scenes import MATERIALS, random_scene, render
 ROOT = Path(__file__).parents[1]
 SHAPES = ROOT / "pnp_batch" / BUILTIN["builtin:shapes"]
 STEPS, GUIDANCE, F_T, ATTN_T = 50, 3.0, 0.8, 0.5
+PUBLIC_STEPS = 999
 
 # UNets with random weights, for sizes that no model in the project has.
 UNETS: dict[str, dict[str, Any]] = {
@@ -137,13 +143,30 @@ class Plain:
     @torch.inference_mode()
     def translate(self, pixels: NDArray[np.uint8], prompts: list[str]) -> list[NDArray[np.uint8]]:
         texts = {text: self.model.encode_texts([text]) for text in ["", *prompts]}
-        alphas, x, a = self.model.alphas, self.model.encode_image(pixels), self.model.final_alpha
-        trajectory = {}
-        for t in reversed(self.timesteps):
-            x = self.step(x, self.noise(x, t, texts[""]), a, alphas[t])
+        trajectory = self.invert(self.model.encode_image(pixels), texts[""], self.timesteps)
+        return [to_pixels(self.model.decode(self.sample(trajectory, texts[""], texts[prompt]))) for prompt in prompts]
+
+    def invert(self, x: torch.Tensor, text: torch.Tensor, timesteps: Sequence[int]) -> dict[int, torch.Tensor]:
+        alphas, a, trajectory = self.model.alphas, self.model.final_alpha, {}
+        for t in reversed(timesteps):
+            x = self.step(x, self.noise(x, t, text), a, alphas[t])
             a = alphas[t]
             trajectory[t] = x
-        return [to_pixels(self.model.decode(self.sample(trajectory, texts[""], texts[prompt]))) for prompt in prompts]
+        return trajectory
+
+    @torch.inference_mode()
+    def translate_as_public(self, pixels: NDArray[np.uint8], prompts: list[str]) -> list[NDArray[np.uint8]]:
+        """One prompt after the other, each with an inversion and a reconstruction of its own, as the script is called."""
+        results, fine = [], self.model.checkpoint.schedule.timesteps(PUBLIC_STEPS)
+        for prompt in prompts:
+            empty, text = self.model.encode_texts([""]), self.model.encode_texts([prompt])
+            trajectory = self.invert(self.model.encode_image(pixels), empty, fine)
+            x, alphas = trajectory[fine[0]], [self.model.alphas[t] for t in fine] + [self.model.final_alpha]
+            for i, t in enumerate(fine):
+                x = self.step(x, self.noise(x, t, empty), alphas[i], alphas[i + 1])
+            self.model.decode(x)
+            results.append(to_pixels(self.model.decode(self.sample(trajectory, empty, text))))
+        return results
 
     def sample(self, trajectory: dict[int, torch.Tensor], empty: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         x, alphas = trajectory[self.timesteps[0]], self.model.alphas
@@ -168,7 +191,8 @@ def run_plain(arguments: argparse.Namespace, folder: Path, work: Path) -> dict[s
     paths, prompts = pictures(work, arguments.images, side), prompts_of(arguments.prompts)
     plain.model.seconds_per_pass((side, side), 3)  # warm-up
     begin = time.perf_counter()
-    results = [plain.translate(np.array(Image.open(path)), prompts) for path in paths]
+    translate = plain.translate_as_public if arguments.against == "public" else plain.translate
+    results = [translate(np.array(Image.open(path)), prompts) for path in paths]
     seconds = time.perf_counter() - begin
     np.save(work / "results.npy", np.array(results))
     return {"seconds": seconds, "rows": plain.rows, "disk_bytes": 0}
@@ -237,7 +261,7 @@ def compare(arguments: argparse.Namespace) -> None:
     threads = arguments.threads or torch.get_num_threads()
     print(
         f"{arguments.size}: {arguments.images} pictures x {arguments.prompts} prompts, {STEPS} + {STEPS} steps, "
-        f"{arguments.inversion}, {device}, {threads} threads, median of {arguments.repeats}"
+        f"{arguments.inversion}, {device}, {threads} threads, against {arguments.against}, median of {arguments.repeats}"
     )
     print(f"{'':<10} {'UNet rows':>10} {'seconds':>9} {'s/result':>9} {'peak MB':>9} {'disk MB':>9}")
     for side, figures in runs.items():
@@ -260,6 +284,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="0: as many as torch takes by itself")
     parser.add_argument("--batch-size", default="auto", type=lambda text: text if text == "auto" else int(text))
     parser.add_argument("--inversion", choices=["ddim", "fixed-point"], default="ddim")
+    parser.add_argument("--against", choices=["plain", "public"], default="plain")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--work", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

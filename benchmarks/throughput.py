@@ -36,6 +36,7 @@ from pnp_batch.checkpoint import BUILTIN, resolve
 
 from pnp_batch.diffusion.model import DiffusionModel, load_model, pick_device, to_pixels  # isort: skip
 import torch  # isort: skip  # after pnp_batch, which sets how its threads wait
+from torch.utils.flop_counter import FlopCounterMode  # isort: skip
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel
 
@@ -184,18 +185,35 @@ class Plain:
         return x
 
 
+def arithmetic(model: DiffusionModel) -> dict[str, float]:
+    """FLOP of one UNet row, and the FLOP/s that this device reaches in large matrix products of the model's dtype."""
+    side = model.checkpoint.sample_size // model.checkpoint.cell
+    latents = torch.randn(1, 4, side, side, device=model.device)
+    with FlopCounterMode(display=False) as counter:
+        model.predict(latents, 1, [""])
+    n = 8192 if model.device.type == "cuda" else 2048
+    a, b = (torch.randn(n, n, device=model.device, dtype=model.dtype) for _ in range(2))
+    rates = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        (a @ b)[0, 0].item()
+        rates.append(2 * n**3 / (time.perf_counter() - begin))
+    return {"row_flop": counter.get_total_flops(), "rate": max(rates)}
+
+
 def run_plain(arguments: argparse.Namespace, folder: Path, work: Path) -> dict[str, Any]:
     device = pick_device("auto")
     plain = Plain(load_model(resolve(str(folder), ROOT), device, RunSpec().dtype_on(device.type)))
     side = plain.model.checkpoint.sample_size
     paths, prompts = pictures(work, arguments.images, side), prompts_of(arguments.prompts)
     plain.model.seconds_per_pass((side, side), 3)  # warm-up
+    floor = arithmetic(plain.model)
     begin = time.perf_counter()
     translate = plain.translate_as_public if arguments.against == "public" else plain.translate
     results = [translate(np.array(Image.open(path)), prompts) for path in paths]
     seconds = time.perf_counter() - begin
     np.save(work / "results.npy", np.array(results))
-    return {"seconds": seconds, "rows": plain.rows, "disk_bytes": 0}
+    return {"seconds": seconds, "rows": plain.rows, "disk_bytes": 0, **floor}
 
 
 def run_batch(arguments: argparse.Namespace, folder: Path, work: Path) -> dict[str, Any]:
@@ -216,6 +234,7 @@ def run_batch(arguments: argparse.Namespace, folder: Path, work: Path) -> dict[s
     worker = Worker(manifest, plan.checkpoint, Silent())
     model = worker.context.model
     model.seconds_per_pass((side, side), 3)  # warm-up
+    floor = arithmetic(model)
     before, begin = model.rows, time.perf_counter()
     for package in plan.packages():
         worker.process(package)
@@ -224,7 +243,7 @@ def run_batch(arguments: argparse.Namespace, folder: Path, work: Path) -> dict[s
     results = np.array([np.array(Image.open(work / "out" / row["file_name"])) for row in rows])
     np.save(work / "results.npy", results.reshape(arguments.images, arguments.prompts, side, side, 3))
     disk = sum(path.stat().st_size for path in (work / "out").rglob("*") if path.is_file())
-    return {"seconds": seconds, "rows": model.rows - before, "disk_bytes": disk}
+    return {"seconds": seconds, "rows": model.rows - before, "disk_bytes": disk, **floor}
 
 
 SIDES = {"plain": run_plain, "batch": run_batch}
@@ -263,12 +282,20 @@ def compare(arguments: argparse.Namespace) -> None:
         f"{arguments.size}: {arguments.images} pictures x {arguments.prompts} prompts, {STEPS} + {STEPS} steps, "
         f"{arguments.inversion}, {device}, {threads} threads, against {arguments.against}, median of {arguments.repeats}"
     )
-    print(f"{'':<10} {'UNet rows':>10} {'seconds':>9} {'s/result':>9} {'peak MB':>9} {'disk MB':>9}")
+    print(f"{'':<10} {'UNet rows':>10} {'seconds':>9} {'s/result':>9} {'peak MB':>9} {'disk MB':>9} {'of floor':>9}")
     for side, figures in runs.items():
         seconds = statistics.median(run["seconds"] for run in figures)
         peak, disk = max(run["peak_bytes"] for run in figures) / 1e6, figures[0]["disk_bytes"] / 1e6
         per_result = seconds / (arguments.images * arguments.prompts)
-        print(f"{side:<10} {figures[0]['rows']:>10} {seconds:>9.2f} {per_result:>9.3f} {peak:>9.0f} {disk:>9.1f}")
+        floor = figures[0]["rows"] * figures[0]["row_flop"] / max(run["rate"] for run in figures)
+        print(
+            f"{side:<10} {figures[0]['rows']:>10} {seconds:>9.2f} {per_result:>9.3f} {peak:>9.0f} {disk:>9.1f} "
+            f"{floor / seconds:>9.0%}"
+        )
+    one = runs["batch"][0]
+    print(
+        f"floor: {one['row_flop'] / 1e9:.2f} GFLOP a row at the {one['rate'] / 1e9:.0f} GFLOP/s of a large matrix product"
+    )
     ratios = sorted(p["seconds"] / b["seconds"] for p, b in zip(runs["plain"], runs["batch"], strict=True))
     print(f"ratio plain / batch: {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
     difference = np.abs(plain - batch)

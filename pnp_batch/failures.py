@@ -35,8 +35,12 @@ class FailureList:
         """Takes note of how results ended; gives the failed ones back."""
         failed = []
         for unit in units:
+            if unit.error is None and unit.item.job.window and not unit.is_done:
+                continue  # a video is not done before its last window, and may have failed in another one
             self.rows.pop(unit.id, None)
             if unit.error is not None:
+                if unit.id in self._fresh:
+                    continue  # said already
                 failed.append(unit)
                 self.rows[unit.id] = row = self._row(unit)
                 self._fresh.add(unit.id)
@@ -133,6 +137,8 @@ def _as_input(source: Source, translation: Translation, defaults: Settings, root
     if source.generate:
         return {"generate": source.generate.given(), "prompts": prompts}
     assert source.path is not None
+    if source.video is not None:
+        return {"video": os.path.relpath(source.path, root), **source.video.given(), "prompts": prompts}
     tree = source.stem.with_name(source.path.name)
     anchor = source.path.parents[len(tree.parts) - 1]
     return {"images": [tree.as_posix()], "root": os.path.relpath(anchor, root), "prompts": prompts}

@@ -13,7 +13,7 @@ import json
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -28,10 +28,11 @@ from pnp_batch.manifest import (
     PromptSpec,
     Row,
     Settings,
+    VideoSpec,
     near_file,
     prompt_from_row,
 )
-from pnp_batch.media.images import SUFFIXES
+from pnp_batch.media.images import SUFFIXES, VIDEO_SUFFIXES
 from pnp_batch.store.keys import key_of
 
 ROW_FILE_KEYS = ("file_name", "image", "image_path", "init_img", "file")
@@ -47,6 +48,7 @@ class Source:
         path: The file, or None for a generated one.
         generate: How to sample it, or None for a file.
         loc: Where in the manifest it comes from.
+        video: Which of its frames, where `path` is a video (a file, or a folder of numbered pictures).
     """
 
     name: str
@@ -54,6 +56,7 @@ class Source:
     path: Path | None
     generate: GenerateSpec | None
     loc: Loc
+    video: VideoSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -124,10 +127,22 @@ class Expansion:
         elif spec.image is not None:
             path = self._existing(spec.image, (*loc, "image"))
             yield _file_source(Path(spec.image).as_posix(), path, path.name, (*loc, "image"))
+        elif spec.video is not None:
+            yield self._video(spec, spec.video, (*loc, "video"))
         elif isinstance(spec.images, tuple):
             yield from self._listed(spec, spec.images, (*loc, "images"))
         elif spec.images is not None:
             yield from self._folder_or_glob(spec.images, (*loc, "images"))
+
+    def _video(self, spec: InputSpec, written: str, loc: Loc) -> Source:
+        path = self.manifest.located(written)
+        if not _is_folder(path):
+            path = self._existing(written, loc)
+            if "fps" in spec.model_fields_set:
+                raise self._error(loc, f"fps is for a folder of numbered pictures; {written} knows its own")
+            if _is_picture(written) and not written.lower().endswith(VIDEO_SUFFIXES):
+                raise self._error(loc, f"{written} is a picture; write `image: {written}`")
+        return replace(_file_source(Path(written).as_posix(), path, path.name, loc), video=spec.of_video)
 
     def _existing(self, written: str, loc: Loc) -> Path:
         path = self.manifest.located(written)

@@ -101,6 +101,7 @@ METHODS_OF: dict[str, tuple[MethodName, ...]] = {
     "pnp_attn_t": ("pnp",),
     "pnp_f_layers": ("pnp",),
     "pnp_attn_layers": ("pnp",),
+    "consistency": ("pnp",),
     "sdedit_strength": ("sdedit",),
     "p2p_edit": ("p2p",),
     "p2p_cross_replace": ("p2p",),
@@ -255,6 +256,7 @@ class Settings(_Value):
     negative_alpha: Fraction = 0.0
     negative_schedule: Literal["constant", "linear", "exp"] = "constant"
     seed: Seed = 0
+    consistency: Literal["keyframes", "none"] = "keyframes"  # of the frames of a video
 
     def layers(self, own: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The injection layers (f, A): as written, else the model's own."""
@@ -320,11 +322,28 @@ class GenerateSpec(_Value):
     num_inference_steps: Steps | None = None
 
 
-INPUT_KINDS = ("image", "images", "generate")
+class VideoSpec(_Value):
+    """Which frames of a video are translated, and what is written (docs/video.md).
+
+    `start`, `stop` and `stride` count frames as a Python slice does. `fps` is for a folder of numbered pictures.
+    """
+
+    start: Annotated[Integer, Field(ge=0)] = 0
+    stop: Annotated[Integer, Field(ge=1)] | None = None
+    stride: Annotated[Integer, Field(ge=1)] = 1
+    max_frames: Annotated[Integer, Field(ge=1)] | None = None
+    fps: Annotated[Number, Field(gt=0, le=1000)] = 24.0
+    partial: bool = False
+    container: Literal["mp4", "mov", "webm", "gif", "frames"] = "mp4"
+    crf: Annotated[Integer, Field(ge=0, le=51)] = 18
+    side_by_side: bool = False
 
 
-class InputSpec(Settings):
-    """One entry of `inputs`: exactly one of `image`, `images` or `generate`, and its prompts.
+INPUT_KINDS = ("image", "images", "video", "generate")
+
+
+class InputSpec(Settings, VideoSpec):
+    """One entry of `inputs`: exactly one of `image`, `images`, `video` or `generate`, and its prompts.
 
     `prompts` is a list, or the path of a .txt, .csv or .jsonl file, or left out where such a file is beside the input.
     `root` anchors an explicit list of `images`: the tree below it is mirrored in the output.
@@ -335,6 +354,7 @@ class InputSpec(Settings):
     image: Name | None = None
     images: Annotated[str | tuple[str, ...] | None, PlainValidator(_names)] = None
     root: Name | None = None
+    video: Name | None = None
     generate: GenerateSpec | None = None
     prompts: tuple[PromptSpec, ...] | None = None
     prompts_file: Name | None = None
@@ -346,11 +366,6 @@ class InputSpec(Settings):
         data = _renamed(data, cls.aliases)
         if not isinstance(data, dict):
             return data
-        if "video" in data:
-            raise PydanticCustomError(
-                "no_video",
-                "video inputs are not supported yet; extract the frames into a folder and name it as `images:`",
-            )
         prompts = data.get("prompts")
         if prompts is not None and "prompts_file" in data:
             raise _given_twice("prompts_file", "prompts")
@@ -368,7 +383,7 @@ class InputSpec(Settings):
         if len(kinds) != 1:
             found = f"has {' and '.join(kinds)}" if kinds else "has none of them"
             raise PydanticCustomError(
-                "input_kind", "an input is one of image, images or generate; this one {found}", {"found": found}
+                "input_kind", "an input is one of video, image, images or generate; this one {found}", {"found": found}
             )
         if self.prompts is not None and not self.prompts:
             raise PydanticCustomError("no_prompts", "the list of prompts is empty: write at least one")
@@ -376,9 +391,19 @@ class InputSpec(Settings):
             raise PydanticCustomError("no_prompts", "a generated input needs prompts")
         if self.root is not None and not isinstance(self.images, tuple):
             raise PydanticCustomError("root", "root goes with a list of images")
+        if self.video is None and (strays := VideoSpec.model_fields.keys() & self.model_fields_set):
+            raise PydanticCustomError("no_video", "{key} goes with `video:`", {"key": ", ".join(sorted(strays))})
+        if self.stop is not None and self.stop <= self.start:
+            raise PydanticCustomError("no_frames", "stop comes after start")
         if self.prompts_file is not None and not self.prompts_file.lower().endswith(PROMPT_FILES):
             raise PydanticCustomError("prompts_file", "a prompt file ends in .txt, .csv or .jsonl")
         return self
+
+    @property
+    def of_video(self) -> VideoSpec:
+        """What it says about its video."""
+        values = {name: getattr(self, name) for name in VideoSpec.model_fields}
+        return VideoSpec.model_construct(self.model_fields_set & values.keys(), **values)
 
 
 class RunSpec(_Value):
@@ -793,7 +818,7 @@ _PLAIN_WORDS = {
     "invalid_key": "a key should be text; put it in quotes",
 }
 _ENTRIES = {
-    "inputs": "an input is a mapping: `image:`, `images:` or `generate:`, and `prompts:`",
+    "inputs": "an input is a mapping: `image:`, `images:`, `video:` or `generate:`, and `prompts:`",
     "prompts": "a prompt is text (in quotes if it looks like a number, a date or yes) or a mapping with `prompt:`",
 }
 

@@ -8,20 +8,27 @@ plan alone, never of what happens to be missing, so that a resumed run repeats t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
+from pnp_batch import clips
 from pnp_batch.checkpoint import Checkpoint, Schedule
+from pnp_batch.clips import SEGMENT, Window
 from pnp_batch.errors import ItemError, ManifestError, ModelError, Problem
 from pnp_batch.inputs import Expansion, Source, Translation
-from pnp_batch.manifest import METHODS_OF, Loc, Manifest, Row, Settings, means_nothing
+from pnp_batch.manifest import METHODS_OF, Loc, Manifest, Row, Settings, VideoSpec, means_nothing
 from pnp_batch.media.images import DECODE_VERSION, fitted_size, picture_size
+from pnp_batch.media.video import VIDEO_VERSION
 from pnp_batch.methods import METHODS
 from pnp_batch.store.keys import canonical_json, key_of, sha256
 
 PACKAGE_JOBS = 32
+
+CONSISTENCY_VERSION = 1  # part of the key of every frame that is translated together with others
 
 INVERT_VERSION = 1  # part of every trajectory key: raise it when the same settings give other latents
 
@@ -45,12 +52,31 @@ class Job:
         size: Width and height to work at; None where the picture's header could not be read.
         settings: Those of its first prompt; the trajectory settings are the same for all.
         translations: The target prompts.
+        window: The window it is a frame of, or None for a picture.
+        place: Of the frame among the chosen ones of its clip.
     """
 
     source: Source
     size: Size | None
     settings: Settings
     translations: tuple[Translation, ...]
+    window: Window | None = None
+    place: int = 0
+
+    @property
+    def is_repeat(self) -> bool:
+        """Whether the window before holds this frame, too."""
+        return self.window is not None and self.place < self.window.first + self.window.shared
+
+    @property
+    def is_last(self) -> bool:
+        """Whether it is the last frame of its clip."""
+        return self.window is not None and self.place + 1 == len(self.window.clip.numbers)
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether the frames of its window are translated together."""
+        return self.window is not None and _is_joint(self.settings)
 
     @property
     def prompt(self) -> str:
@@ -70,7 +96,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Package:
-    """Jobs of one geometry, in plan order."""
+    """Jobs of one geometry, in plan order; or the frames of one window of a video."""
 
     index: int
     jobs: tuple[Job, ...]
@@ -102,11 +128,15 @@ class Estimate:
         """Counts one job."""
         width, height = job.size or (0, 0)
         cells = width * height // checkpoint.cell**2
+        has_trajectory = has_trajectory or job.is_repeat
         inversion = 0 if has_trajectory else _trajectory_rows(job, checkpoint.schedule)
         source = _source_rows(job)
         target = sum(METHODS[t.settings.method].target_rows(t.settings) for t in job.translations)
-        self.sources += 1
-        self.translations += len(job.translations)
+        if job.is_joint:  # each segment's keyframe goes first, and every frame's features are read at every step
+            source = round(job.settings.num_inference_steps * (1 + 1 / SEGMENT))
+            target = round(target * (1 + 1 / SEGMENT))
+        self.sources += not job.is_repeat
+        self.translations += len(job.translations) if job.place == 0 else 0  # a video is one result a prompt
         self.inversion_rows += inversion
         self.source_rows += source
         self.target_rows += target
@@ -150,7 +180,7 @@ class Plan:
     only: frozenset[str] | None = None
 
     def jobs(self) -> Iterator[Job]:
-        """All jobs in manifest order; stops after `limit` sources.
+        """All jobs in manifest order; stops after `limit` sources. The frames of a video are jobs, window by window.
 
         Raises:
             ManifestError: Something became wrong since the manifest was checked.
@@ -162,7 +192,10 @@ class Plan:
                 translations = tuple(t for t in translations if unit_id(source, t) in self.only)
             if not translations:
                 continue
-            yield from jobs_of(source, translations, self.checkpoint)
+            if source.video is None:
+                yield from jobs_of(source, translations, self.checkpoint)
+            else:
+                yield from _frames_of(source, source.video, translations, self.manifest.store, self.checkpoint)
             taken += 1
             if taken == self.limit:
                 return
@@ -182,19 +215,20 @@ class Plan:
 
 
 def packages_of(jobs: Iterable[Job]) -> Iterator[Package]:
-    """Jobs collected by geometry, `PACKAGE_JOBS` at a time; at most one open package per geometry is held."""
+    """Jobs collected by geometry, `PACKAGE_JOBS` at a time; at most one open package per geometry is held.
+
+    The frames of a video's window, which come one behind the other, are a package of their own.
+    """
     open_jobs: dict[Any, list[Job]] = {}
-    index = 0
+    numbers = count()
     for job in jobs:
         own = (job.own_steps, job.source.generate is None, job.needs_trajectory)
-        kind = (job.size, *own, *_package_settings(job.settings))
+        kind = "window" if job.window else (job.size, *own, *_package_settings(job.settings))
         open_jobs.setdefault(kind, []).append(job)
-        if len(open_jobs[kind]) == PACKAGE_JOBS:
-            yield Package(index, tuple(open_jobs.pop(kind)))
-            index += 1
+        if len(open_jobs[kind]) == (job.window.count if job.window else PACKAGE_JOBS):
+            yield Package(next(numbers), tuple(open_jobs.pop(kind)))
     for rest in open_jobs.values():
-        yield Package(index, tuple(rest))
-        index += 1
+        yield Package(next(numbers), tuple(rest))
 
 
 def jobs_of(source: Source, translations: Iterable[Translation], checkpoint: Checkpoint) -> Iterator[Job]:
@@ -218,6 +252,35 @@ _latent_settings = attrgetter("height", "width", "num_inference_steps")
 _package_settings = attrgetter("num_inference_steps", *SHARED_INVERSION_SETTINGS)
 
 
+def _frames_of(
+    source: Source, spec: VideoSpec, translations: Iterable[Translation], store: Path, checkpoint: Checkpoint
+) -> Iterator[Job]:
+    """The frames of a video, window by window; one job without a size for a video that cannot be read."""
+    assert source.path is not None
+    groups: dict[tuple[Any, ...], list[Translation]] = {}
+    for each in translations:
+        groups.setdefault((_is_joint(each.settings), *_shared_settings(source, each.settings)), []).append(each)
+    for group in groups.values():
+        settings = group[0].settings
+        job = Job(source, None, settings, tuple(group))
+        try:
+            clip = clips.opened(source.path, spec, store)
+            size = fitted_size(
+                clip.footage.size, settings.height, settings.width, checkpoint.sample_size, checkpoint.cell
+            )
+        except ItemError:
+            yield job
+            continue
+        for window in clip.windows(overlapping=_is_joint(settings)):
+            places = range(window.first, window.first + window.count)
+            yield from (replace(job, size=size, window=window, place=place) for place in places)
+
+
+def _is_joint(settings: Settings) -> bool:
+    """Whether frames of a video are translated together; methods that cannot translate each on its own."""
+    return settings.consistency == "keyframes" and bool(METHODS[settings.method].joint)
+
+
 def _working_size(source: Source, settings: Settings, checkpoint: Checkpoint) -> Size | None:
     """None for a picture that cannot be read: the worker meets it again and reports it as a failed item."""
     is_fixed = source.path is None or (settings.height and settings.width)  # then its own size need not be read
@@ -232,6 +295,8 @@ def unit_id(source: Source, translation: Translation) -> str:
     """What a result is called before its pixels are known: source, prompt and settings."""
     generate = source.generate.model_dump() if source.generate else None
     place = str(source.path) if source.path else canonical_json(generate)
+    if source.video is not None:
+        place += canonical_json(source.video.model_dump())
     return sha256(f"{place}\n{translation.id}".encode(errors="surrogateescape"))
 
 
@@ -269,11 +334,16 @@ def trajectory_key(job: Job, pixels: str | None, fingerprint: str, dtype: str) -
 
 
 def translation_key(
-    translation: Translation, trajectory: str, layers: tuple[Sequence[int], Sequence[int]], compression: str = "none"
+    translation: Translation,
+    trajectory: str,
+    layers: tuple[Sequence[int], Sequence[int]],
+    compression: str = "none",
+    window: Mapping[str, Any] | None = None,
 ) -> str:
     """Key of a result: its trajectory's key, the prompt, and every setting of the method.
 
-    A bank changes cost, not the result, and is not in it; but a compressed one rounds, so the compression is.
+    A bank changes cost, not the result, and is not in it; but a compressed one rounds, so the compression is. For a frame that
+    is translated together with others, `window` says which.
     """
     settings = translation.settings
     method = METHODS[settings.method]
@@ -288,7 +358,20 @@ def translation_key(
         content |= {"pnp_f_layers": list(layers[0]), "pnp_attn_layers": list(layers[1])}
         if compression != "none":
             content["bank_compression"] = compression
+    if window is not None:
+        content |= {"consistency": settings.consistency, "consistency_version": CONSISTENCY_VERSION, "window": window}
     return key_of(content | {name: getattr(settings, name) for name in (*GUIDANCE_SETTINGS, *method.settings)})
+
+
+def noted_digest(job: Job) -> tuple[Path, str] | None:
+    """The file a job's pixels come from and what its digest is called there; None for a generated picture."""
+    path, size, window = job.source.path, job.size or (0, 0), job.window
+    if path is None or window is None:
+        return None if path is None else (path, pixels_of(size))
+    number = window.clip.numbers[job.place]
+    if window.clip.footage.files:
+        return path / window.clip.footage.files[number], pixels_of(size)
+    return path, f"frame {number} {window.clip.spec.partial} {VIDEO_VERSION} {pixels_of(size)}"
 
 
 def pixels_of(size: Size) -> str:

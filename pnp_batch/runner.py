@@ -20,7 +20,7 @@ from pnp_batch.stages import STAGES, bank
 from pnp_batch.stages.batches import MAX_BATCH
 from pnp_batch.stages.outputs import Outputs
 from pnp_batch.stages.quality import Rule
-from pnp_batch.stages.work import Banks, Context, Events, Item, Unit
+from pnp_batch.stages.work import Banks, Context, Events, Item, Unit, items_of
 from pnp_batch.store import ArtifactStore, DigestCache
 from pnp_batch.store.artifacts import CorruptArtifact
 from pnp_batch.store.keys import key_of
@@ -115,21 +115,23 @@ class Worker:
 
     def _made(self, context: Context, jobs: Sequence[Job], stages: Sequence[str]) -> list[Unit]:
         items = self._run_stages(context, jobs, stages)
-        units = {unit.id: unit for item in items for unit in item.units}
+        units = _by_id(items)
         for again in (self._after_corruption(context, items, stages), self._in_float32(context, items, stages)):
-            units |= {unit.id: unit for item in again for unit in item.units}
+            units |= _by_id(again)
         return list(units.values())
 
     def _run_stages(self, context: Context, jobs: Iterable[Job], stages: Sequence[str]) -> list[Item]:
-        items = [Item(job, context) for job in jobs]
+        items = items_of(jobs, context)
         readable = [item for item in items if _is_readable(item)]
+        if any(item.job.is_joint for item in items) and len(readable) < len(items):
+            readable = []  # a window lacks a frame, which has failed
         for name in stages:
             if self.fail_fast and any(unit.is_given_up for item in items for unit in item.units):
                 break
             STAGES[name](context, [item for item in readable if not item.failed])
             _share_failures(readable)
             if name == "translate" and context.rule() is not None:
-                self._gate.settle([unit for item in readable for unit in item.units])
+                self._gate.settle([unit for item in readable if item.job.window is None for unit in item.units])
         return items
 
     def _after_corruption(self, context: Context, items: Sequence[Item], stages: Sequence[str]) -> list[Item]:
@@ -144,10 +146,11 @@ class Worker:
             f"{sum(len(job.translations) for job in jobs)} results are not finite in {context.dtype}; trying float32"
         )
         again = self._run_stages(replace(context, dtype="float32"), jobs, stages)
-        halves = {unit.id: unit for item in items for unit in item.units}
+        halves = {(unit.id, item.job.place): unit for item in items for unit in item.units}
         for unit in (unit for item in again for unit in item.units):
-            if unit.is_done:
-                self.store.publish("translate", halves[unit.id].key, {}, {"fallback": unit.key, "dtype": "float32"})
+            if unit.error is None and unit.find():
+                half = halves[unit.id, unit.item.job.place].key
+                self.store.publish("translate", half, {}, {"fallback": unit.key, "dtype": "float32"})
         return again
 
     @cached_property
@@ -241,11 +244,23 @@ def _share_failures(items: Sequence[Item]) -> None:
             unit.fail(twin.stage, twin.error)
 
 
+def _by_id(items: Iterable[Item]) -> dict[str, Unit]:
+    """Units by what they are called; the frames of a video are called the same, and a failed one speaks for them."""
+    units: dict[str, Unit] = {}
+    for unit in (unit for item in items for unit in item.units):
+        if unit.id not in units or units[unit.id].error is None:
+            units[unit.id] = unit
+    return units
+
+
 def _jobs_with(items: Sequence[Item], wanted: Callable[[Unit], bool]) -> list[Job]:
-    """The jobs of some items, cut down to the translations that are wanted."""
+    """The jobs of some items, cut down to the translations that are wanted; of a video for all frames of the package."""
     jobs = []
+    frames = {unit.id for item in items if item.job.window for unit in item.units if wanted(unit)}
     for item in items:
-        translations: tuple[Translation, ...] = tuple(unit.translation for unit in item.units if wanted(unit))
+        translations: tuple[Translation, ...] = tuple(
+            unit.translation for unit in item.units if wanted(unit) or unit.id in frames
+        )
         if translations:
             jobs.append(replace(item.job, translations=translations))
     return jobs

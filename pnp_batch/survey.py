@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from typing import Any
 from pnp_batch.failures import FailureList
 from pnp_batch.inputs import Translation
 from pnp_batch.monitor import PROGRESS_FILE
-from pnp_batch.plan import TRAJECTORY_SETTINGS, Estimate, Job, Plan, jobs_of, pixels_of
+from pnp_batch.plan import TRAJECTORY_SETTINGS, Estimate, Job, Plan, jobs_of, noted_digest
 from pnp_batch.runner import Worker
-from pnp_batch.stages.work import Item, Unit
+from pnp_batch.stages import videos
+from pnp_batch.stages.work import Item, Unit, items_of
 from pnp_batch.store.files import is_alive
 
 STALE_SECONDS = 600.0  # a run on another machine that has not written its progress for so long is not going on
@@ -52,32 +53,72 @@ def survey(plan: Plan, worker: Worker) -> Survey:
     """Counts what is there. Pictures that were never decoded are not decoded now: nothing of them can be done."""
     result = Survey()
     failed = FailureList(plan.manifest).rows
-    for job in plan.jobs():
-        item = Item(job, worker.context)
-        known = _knows_key(job, worker)
-        has_trajectory = known and _is_there(worker, "invert", item.key)
-        result.inverted += has_trajectory
-        missing, open_ = [], []
+    whole: dict[str, bool] = {}  # by video, whether all frames so far are there
+    for package in plan.packages():
+        items = items_of(package.jobs, worker.context)
+        if package.jobs[0].window is None:
+            for item in items:
+                _count(result, item, plan, worker, failed)
+        else:
+            _count_frames(result, items, plan, worker, failed, whole)
+    return result
+
+
+def _count(result: Survey, item: Item, plan: Plan, worker: Worker, listed: Collection[str]) -> None:
+    """Counts a picture and its results."""
+    job = item.job
+    known = _knows_key(job, worker)
+    has_trajectory = known and _is_there(worker, "invert", item.key)
+    result.inverted += has_trajectory
+    missing, open_ = [], []
+    for unit in item.units:
+        done = known and _is_there(worker, "translate", unit.key)
+        stands = unit.result() if done else None
+        result.translated += done
+        result.assembled += stands is not None and worker.outputs.has(
+            worker.outputs.name(job.source.stem, unit.translation.prompt, stands.key)
+        )
+        result.failed += unit.id in listed and stands is None
+        if unit.verdict is not None:
+            result.judged[unit.verdict.word] = result.judged.get(unit.verdict.word, 0) + 1
+        if not done:
+            missing.append(unit.translation)
+        if stands is None:
+            open_.append(unit.translation)
+    result.sources += 1
+    result.translations += len(item.units)
+    if missing:
+        result.left.add(replace(job, translations=tuple(missing)), plan.checkpoint, has_trajectory=has_trajectory)
+    _add_retries(result.retries, plan, job, open_)
+
+
+def _count_frames(
+    result: Survey, items: Sequence[Item], plan: Plan, worker: Worker, listed: Collection[str], whole: dict[str, bool]
+) -> None:
+    """Counts the frames of a window as sources, and at the end of a clip its videos as results.
+
+    The key of a frame that is translated with its window is known once all of them are.
+    """
+    known = [_knows_key(item.job, worker) for item in items]
+    for item, knows in zip(items, known, strict=True):
+        job, missing = item.job, []
+        has_trajectory = knows and _is_there(worker, "invert", item.key)
+        result.sources += not job.is_repeat
+        result.inverted += has_trajectory and not job.is_repeat
         for unit in item.units:
-            done = known and _is_there(worker, "translate", unit.key)
-            stands = unit.result() if done else None
-            result.translated += done
-            result.assembled += stands is not None and worker.outputs.has_file(
-                worker.outputs.name(job.source.stem, unit.translation.prompt, stands.key)
-            )
-            result.failed += unit.id in failed and stands is None
-            if unit.verdict is not None:
-                result.judged[unit.verdict.word] = result.judged.get(unit.verdict.word, 0) + 1
+            done = (all(known) if job.is_joint else knows) and _is_there(worker, "translate", unit.key)
+            whole[unit.id] = whole.get(unit.id, True) and done
             if not done:
                 missing.append(unit.translation)
-            if stands is None:
-                open_.append(unit.translation)
-        result.sources += 1
-        result.translations += len(item.units)
+            if job.is_last:
+                name = videos.name_of(worker.context, unit) if whole[unit.id] else None
+                result.translations += 1
+                result.translated += whole[unit.id]
+                result.assembled += name is not None and worker.outputs.has(name)
+                result.failed += unit.id in listed and name is None
         if missing:
-            result.left.add(replace(job, translations=tuple(missing)), plan.checkpoint, has_trajectory=has_trajectory)
-        _add_retries(result.retries, plan, job, open_)
-    return result
+            left = replace(job, translations=tuple(missing))
+            result.left.add(left, plan.checkpoint, has_trajectory=has_trajectory)
 
 
 def _add_retries(estimate: Estimate, plan: Plan, job: Job, translations: Sequence[Translation]) -> None:
@@ -95,14 +136,16 @@ def keys_in_use(plan: Plan, worker: Worker) -> Iterator[str]:
     Raises:
         ItemError: A picture cannot be read, so that its artifacts cannot be told from unused ones.
     """
-    for job in plan.jobs():
-        item = Item(job, worker.context)
-        yield item.key
-        for unit in item.units:
-            yield unit.key
-            if artifact := unit.find():  # in float32, where the result fell back to that
-                yield from (artifact.key, artifact.meta["trajectory"])
-            yield from _keys_of_verdict(unit)
+    for package in plan.packages():
+        items = items_of(package.jobs, worker.context)
+        for item in items:
+            yield item.key
+            for unit in item.units:
+                yield unit.key
+                if artifact := unit.find():  # in float32, where the result fell back to that
+                    yield from (artifact.key, artifact.meta["trajectory"])
+                yield from _keys_of_verdict(unit)
+        yield from videos.keys_of(worker.context, items)
 
 
 def _keys_of_verdict(unit: Unit) -> Iterator[str]:
@@ -119,10 +162,11 @@ def _keys_of_verdict(unit: Unit) -> Iterator[str]:
 
 def _knows_key(job: Job, worker: Worker) -> bool:
     """Whether the key can be told without decoding the picture."""
-    path = job.source.path
-    if path is None:
+    noted = noted_digest(job)
+    if noted is None:
         return True
-    return job.size is not None and path.exists() and worker.digests.get(path, pixels_of(job.size)) is not None
+    path, what = noted
+    return job.size is not None and path.exists() and worker.digests.get(path, what) is not None
 
 
 def _is_there(worker: Worker, stage: str, key: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -21,7 +22,15 @@ class _AllRead(Exception):
     """Stops a forward pass once every wanted feature is there: the rest of the decoder would be void work."""
 
 
-def read_features(sites: Sequence[Site], forward: Callable[[], object]) -> dict[str, Tensor]:
+class Readable(Protocol):
+    """Something whose leaves can be read."""
+
+    @property
+    def leaves(self) -> dict[str, nn.Module]:
+        """The modules whose outputs are wanted, by feature name."""
+
+
+def read_features(sites: Sequence[Readable], forward: Callable[[], object]) -> dict[str, Tensor]:
     """Runs a forward pass just as deep as the last site and returns what the sites' leaves gave.
 
     Args:

@@ -70,6 +70,8 @@ def scores(plan: Plan, context: Context) -> Iterator[Score]:
 
 def _findings(plan: Plan, context: Context, masks: Masks | None) -> Iterator[Finding]:
     for job in plan.jobs():
+        if job.window is not None:
+            continue  # videos have measures of their own: benchmarks/video.py
         item = Item(job, context)
         try:
             artifacts = [(unit, unit.result()) for unit in item.units]

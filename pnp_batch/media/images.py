@@ -21,6 +21,7 @@ from pnp_batch.errors import ItemError
 Pixels = NDArray[np.uint8]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".gif", ".avi", ".mpg", ".mpeg", ".ts")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")  # Pillow knows more, some run other programs
 MAX_PIXELS = 134_217_728  # 2**27, a 134-megapixel picture: more than any camera gives, 400 MB as RGB
 MAX_ASPECT = 32

@@ -25,6 +25,7 @@ class Method:
         needs_source_prompt: Whether it compares the target prompt with that of the guidance image.
         settings: Its own settings that are part of a result's key.
         uses_layers: Whether it injects at decoder layers.
+        joint: Where the same method for the frames of a video together is; empty where there is none.
     """
 
     function: str
@@ -35,11 +36,20 @@ class Method:
     needs_source_prompt: bool = False
     settings: tuple[str, ...] = ()
     uses_layers: bool = False
+    joint: str = ""
 
     def load(self) -> Callable[..., Any]:
         """Imports the method."""
-        module, name = self.function.split(":")
-        return getattr(import_module(module), name)  # type: ignore[no-any-return]
+        return _imported(self.function)
+
+    def load_joint(self) -> Callable[..., Any]:
+        """Imports the method for frames of a video together."""
+        return _imported(self.joint)
+
+
+def _imported(place: str) -> Callable[..., Any]:
+    module, name = place.split(":")
+    return getattr(import_module(module), name)  # type: ignore[no-any-return]
 
 
 def _guided_rows(settings: Settings, first: int = 0) -> int:
@@ -62,6 +72,7 @@ METHODS: dict[str, Method] = {
         _guided_rows,
         settings=("pnp_f_t", "pnp_attn_t", "seed"),
         uses_layers=True,
+        joint="pnp_batch.methods.pnp_video:translate",
     ),
     "ddim": Method("pnp_batch.methods.ddim:translate", 1, _no_rows, _guided_rows),
     "sdedit": Method(

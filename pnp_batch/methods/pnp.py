@@ -88,7 +88,7 @@ def translate(
     return [end[str(n)] for n in range(len(batches))]
 
 
-def _sites_of(model: DiffusionModel, target: Target, step: int) -> tuple[Site, ...]:
+def sites_of(model: DiffusionModel, target: Target, step: int) -> tuple[Site, ...]:
     """The sites injected for a target at a step."""
     f_steps, attn_steps = injected_steps(target.settings)
     f = model.sites("f", target.f_layers) if step < f_steps else []
@@ -97,7 +97,7 @@ def _sites_of(model: DiffusionModel, target: Target, step: int) -> tuple[Site, .
 
 
 def _wanted_sites(model: DiffusionModel, batches: Sequence[Batch], step: int) -> list[Site]:
-    return list({site: None for batch in batches for target in batch for site in _sites_of(model, target, step)})
+    return list({site: None for batch in batches for target in batch for site in sites_of(model, target, step)})
 
 
 def _guided_output(
@@ -106,7 +106,7 @@ def _guided_output(
     """The guided prediction for a batch: one UNet pass for each set of targets that inject at the same sites."""
     by_sites: dict[tuple[Site, ...], list[int]] = {}
     for member, target in enumerate(batch):
-        by_sites.setdefault(_sites_of(model, target, step), []).append(member)
+        by_sites.setdefault(sites_of(model, target, step), []).append(member)
     output = torch.empty_like(latents)
     for sites, members in by_sites.items():
         output[members] = _pass(model, [batch[m] for m in members], latents[members], timestep, step, sites, features)

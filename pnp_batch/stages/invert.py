@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pnp_batch.clips import SEGMENT
 from pnp_batch.errors import NonFiniteError
 from pnp_batch.plan import INVERSION_SETTINGS, Job
 from pnp_batch.stages.batches import Group, attempt, incomplete
@@ -40,9 +42,10 @@ def _is_needed(item: Item) -> bool:
 
 
 def planned(context: Context, items: Sequence[Item]) -> list[list[Item]]:
-    """The items of a package, cut into batches."""
+    """The items of a package, cut into batches; frames never across a segment, which two windows may hold."""
     size = context.batch_of(items[0])
-    return [list(items[i : i + size]) for i in range(0, len(items), size)]
+    blocks = groupby(items, lambda item: item.job.place // SEGMENT if item.job.window else None)
+    return [block[i : i + size] for block in (list(group) for _, group in blocks) for i in range(0, len(block), size)]
 
 
 def _compute(context: Context, group: Group[Item]) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,10 +29,10 @@ class Outputs:
         self.root = root
         self._rows = RowFile(root / "metadata.jsonl")
 
-    def name(self, stem: PurePosixPath, prompt: str, key: str) -> str:
-        """`images/<tree>/<stem>--<prompt-slug>-<short key>.png`, relative to the folder."""
+    def name(self, stem: PurePosixPath, prompt: str, key: str, folder: str = "images", suffix: str = ".png") -> str:
+        """`images/<tree>/<stem>--<prompt-slug>-<short key>.png`, relative to the folder; `videos/...` likewise."""
         short = stem.name.encode()[:MAX_STEM_BYTES].decode(errors="ignore")
-        return str(PurePosixPath("images", stem.parent, f"{short}--{slug(prompt)}-{key[:SHORT_KEY]}.png"))
+        return str(PurePosixPath(folder, stem.parent, f"{short}--{slug(prompt)}-{key[:SHORT_KEY]}{suffix}"))
 
     def has_file(self, name: str) -> bool:
         """Whether a file is there; files are renamed into place, so one that is there is whole."""
@@ -44,6 +46,32 @@ class Outputs:
         """
         with disk_errors_named(f"{name} to {self.root}"):
             write_atomic(self.root / name, data, temp_in=self.root)
+
+    def has(self, name: str) -> bool:
+        """Whether a file or a folder is there; both are renamed into place, so what is there is whole."""
+        return (self.root / name).exists()
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder for half-written files, gone at the end of the block."""
+        folder = self.root / temp_name()
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def write_with(self, name: str, write: Callable[[Path], None]) -> None:
+        """Lets `write` make a file (or a folder), and renames it into place.
+
+        Raises:
+            EnvironmentFailure: The disk is full or read-only.
+        """
+        target = self.root / name
+        with disk_errors_named(f"{name} to {self.root}"), self.scratch() as folder:
+            write(folder / target.name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (folder / target.name).replace(target)
 
     def remove_stale_temporaries(self) -> None:
         """Removes what killed processes of this machine left half-written."""

@@ -81,7 +81,7 @@ def _publish(context: Context, batch: Sequence[Unit], latents: Any, seconds: flo
     from pnp_batch.diffusion.model import to_pixels
 
     pictures = [context.model.decode(latents[i : i + 1]) for i in range(len(batch))]
-    problems = [_problem(context, picture) for picture in pictures]
+    problems = [problem_with(context, picture) for picture in pictures]
     failed = [unit.key for unit, problem in zip(batch, problems, strict=True) if problem]
     how = described(context, [unit.key for unit in batch], failed, seconds)
     for i, (unit, picture, problem) in enumerate(zip(batch, pictures, problems, strict=True)):
@@ -89,21 +89,24 @@ def _publish(context: Context, batch: Sequence[Unit], latents: Any, seconds: flo
             unit.fail(STAGE, NonFiniteError(problem))
             continue
         shards = {"result": {"image": to_pixels(picture), "latent": latents[i].cpu().numpy()}}
-        unit.artifact = context.store.publish(STAGE, unit.key, shards, how | _about(unit))
-        context.events.made(STAGE, 1)
+        unit.artifact = context.store.publish(STAGE, unit.key, shards, how | about(unit))
+        context.events.made(STAGE, unit.item.job.window is None)  # a video is counted once it is written
 
 
-def _problem(context: Context, picture: Any) -> str | None:
+def problem_with(context: Context, picture: Any) -> str | None:
     """Why a picture is no result: NaN in any channel, or nothing but black, which is what NaN decodes to on some devices."""
     if not bool(picture.isfinite().all()):
         return f"the result holds NaN or infinity in {context.dtype}"
     return f"the result is all black in {context.dtype}" if float(picture.max()) * 255 < 0.5 else None
 
 
-def _about(unit: Unit) -> dict[str, Any]:
+def about(unit: Unit) -> dict[str, Any]:
+    """What the artifact of a result says about it."""
     settings = unit.translation.settings
     width, height = unit.item.job.size or (None, None)
     values = settings.meaningful() | {"width": width, "height": height}
+    if unit.item.job.window is None:
+        values.pop("consistency", None)
     if METHODS[settings.method].uses_layers:
         values |= {"pnp_f_layers": list(unit.layers[0]), "pnp_attn_layers": list(unit.layers[1])}
     errors = trajectory.meta["errors"] if (trajectory := unit.item.find()) else {}

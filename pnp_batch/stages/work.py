@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pnp_batch import clips
 from pnp_batch.checkpoint import Checkpoint
+from pnp_batch.clips import SEGMENT, ClipReader
 from pnp_batch.errors import ItemError, NonFiniteError
 from pnp_batch.inputs import Translation
 from pnp_batch.media.images import Pixels, load_rgb
 from pnp_batch.methods import METHODS
-from pnp_batch.plan import Job, pixels_of, trajectory_key, translation_key, unit_id
+from pnp_batch.plan import Job, noted_digest, trajectory_key, translation_key, unit_id
 from pnp_batch.stages.batches import automatic_batch
 from pnp_batch.stages.quality import Rule, Verdict
 from pnp_batch.store import Artifact, ArtifactStore, DigestCache
 from pnp_batch.store.artifacts import CorruptArtifact
 from pnp_batch.store.checkpoints import LoopCheckpoint
-from pnp_batch.store.keys import sha256
+from pnp_batch.store.keys import key_of, sha256
 
 if TYPE_CHECKING:
     from pnp_batch.diffusion.banks import MemoryBank
@@ -83,6 +86,7 @@ class Context:
         measure: Whether to sample back what `ddim` inverted.
         banks: Where source features come from.
         rule: Gives what the quality gate asks for, None where there is no gate.
+        clips: Reads frames of videos.
     """
 
     store: ArtifactStore
@@ -99,6 +103,7 @@ class Context:
     measure: bool
     banks: Banks
     rule: Callable[[], Rule | None] = lambda: None
+    clips: ClipReader = field(default_factory=ClipReader)
 
     @property
     def model(self) -> DiffusionModel:
@@ -114,6 +119,28 @@ class Context:
         return lambda name: LoopCheckpoint(self.store.root, f"{stage}-{name}", keys, self.checkpoint_seconds)
 
 
+def items_of(jobs: Iterable[Job], context: Context) -> list[Item]:
+    """Jobs in hand; those of one window know each other."""
+    items = [Item(job, context) for job in jobs]
+    if items and items[0].job.is_joint:
+        neighbours = Neighbours(items)
+        for item in items:
+            item.neighbours = neighbours
+    return items
+
+
+@dataclass(eq=False)
+class Neighbours:
+    """The frames of a window that are translated together."""
+
+    items: Sequence[Item]
+
+    @cached_property
+    def digest(self) -> str:
+        """What they are, all of them, in order."""
+        return key_of({"trajectories": [item.key for item in self.items]})
+
+
 @dataclass(eq=False)
 class Item:
     """A job in hand: its pixels and keys, as far as they are known."""
@@ -122,6 +149,7 @@ class Item:
     context: Context
     failed: bool = False
     artifact: Artifact | None = field(default=None, repr=False)
+    neighbours: Neighbours | None = field(default=None, repr=False)
 
     def fail(self, stage: str, error: BaseException) -> None:
         """Takes the item out of this run: none of its results can be made."""
@@ -138,6 +166,8 @@ class Item:
         """
         if self.job.source.path is None or self.job.size is None:
             raise ItemError(f"{self.job.source.name} could not be read when the plan was made")
+        if self.job.window is not None:
+            return self.context.clips.pixels(self.job.window.clip, self.job.place, self.job.size)
         return load_rgb(self.job.source.path, self.job.size)
 
     @cached_property
@@ -150,16 +180,24 @@ class Item:
         return trajectory_key(self.job, self._digest(), self.context.fingerprint, self.context.dtype)
 
     def _digest(self) -> str | None:
-        path = self.job.source.path
-        if path is None:
+        source = self.job.source
+        noted = noted_digest(self.job)
+        if noted is None:
             return None
+        path, what = noted
         if self.job.size is None:
-            load_rgb(path, (8, 8))  # says what is wrong with it
-            raise ItemError(f"{path}: could not be read when the plan was made; run again")
+            self._say_what_is_wrong(path)
         try:
-            return self.context.digests.of(path, pixels_of(self.job.size), lambda: sha256(self.pixels.tobytes()))
+            return self.context.digests.of(path, what, lambda: sha256(self.pixels.tobytes()))
         except FileNotFoundError as error:
-            raise ItemError(f"{path}: the file has vanished") from error
+            raise ItemError(f"{source.path}: the file has vanished") from error
+
+    def _say_what_is_wrong(self, path: Path) -> None:
+        if self.job.source.video is not None:
+            clips.opened(path, self.job.source.video, self.context.store.root)
+        else:
+            load_rgb(path, (8, 8))
+        raise ItemError(f"{path}: could not be read when the plan was made; run again")
 
     @cached_property
     def units(self) -> list[Unit]:
@@ -199,6 +237,7 @@ class Unit:
     traceback: str = ""
     artifact: Artifact | None = field(default=None, repr=False)
     verdict: Verdict | None = None
+    is_assembled: bool = False
 
     def fail(self, stage: str, error: BaseException) -> None:
         """Takes this result out of the run; the others go on."""
@@ -219,8 +258,17 @@ class Unit:
     @cached_property
     def key(self) -> str:
         """Key of its result."""
-        compression = self.item.context.banks.compression
-        return translation_key(self.translation, self.item.key, self.layers, compression)
+        window = self._window
+        compression = self.item.context.banks.compression if window is None else "none"
+        return translation_key(self.translation, self.item.key, self.layers, compression, window)
+
+    @property
+    def _window(self) -> dict[str, Any] | None:
+        """What decides a frame besides itself: its neighbours, where it stands, and where keyframes are drawn."""
+        neighbours, window = self.item.neighbours, self.item.job.window
+        if neighbours is None or window is None:
+            return None
+        return {"frames": neighbours.digest, "first": window.first, "place": self.item.job.place, "segment": SEGMENT}
 
     @cached_property
     def id(self) -> str:
@@ -229,8 +277,10 @@ class Unit:
 
     @property
     def is_done(self) -> bool:
-        """Whether its result is there, and judged where there is a quality gate."""
-        return self.error is None and self.result() is not None
+        """Whether its result is there, and judged where there is a quality gate; that of a frame is the whole video."""
+        if self.error is not None:
+            return False
+        return self.is_assembled if self.item.job.window else self.result() is not None
 
     @property
     def is_given_up(self) -> bool:

@@ -224,7 +224,8 @@ class _Survey:
             return f"the file is truncated: {len(self._times)} of {len(ends)} frames are there" if is_cut else ""
         stated = _stated_seconds(self._container, self._stream)
         found = float(self._end * self._tick) - (self._container.start_time or 0) / 1e6
-        if stated is not None and found < stated - 0.5:
+        slack = max(0.25, 3 * float(self._usual_duration() * self._tick))
+        if stated is not None and found < stated - slack:
             return f"the file is truncated: it states {stated:.1f} s, {found:.1f} s of frames are there"
         return ""
 

@@ -26,9 +26,9 @@ from markupsafe import Markup
 from pnp_batch.errors import ItemError, disk_errors_named
 from pnp_batch.manifest import Settings
 from pnp_batch.media.images import opened
-from pnp_batch.report.thumbnails import Thumbnail, thumbnail, thumbnail_of
+from pnp_batch.report.thumbnails import Thumbnail, clip_of, thumbnail, thumbnail_of
 from pnp_batch.stages.outputs import Outputs
-from pnp_batch.store import ArtifactStore
+from pnp_batch.store import Artifact, ArtifactStore
 from pnp_batch.store.artifacts import CorruptArtifact
 from pnp_batch.store.files import temp_name
 
@@ -37,7 +37,7 @@ Row = Mapping[str, Any]
 REPORT = "report.html"
 MAX_RESULTS = 5_000  # about 100 MB; a browser does not enjoy more
 WELL_DB, FAIRLY_DB = 1.0, 3.0  # below the VAE alone: 26% more squared error, twice the squared error
-SHOWN_ELSEWHERE = ("source", "prompt")
+SHOWN_ELSEWHERE = ("source", "prompt", "frame_reconstruction_psnr")
 LONG_VALUE = 28  # characters
 
 
@@ -187,10 +187,16 @@ def _grouped(rows: Iterable[Row], store: ArtifactStore) -> Groups:
     """Rows by source and trajectory: the same file at other inversion settings has another reconstruction."""
     groups: Groups = {}
     for row in rows:
-        artifact = store.find("translate", str(row.get("key")))
+        video = _video(row, store)
+        artifact = store.find("translate", video.meta["frames"][0] if video else str(row.get("key")))
         trajectory = artifact.meta.get("trajectory") if artifact else None
         groups.setdefault((str(row.get("source")), trajectory), []).append(row)
     return groups
+
+
+def _video(row: Row, store: ArtifactStore) -> Artifact | None:
+    """The artifact of a row that is a video."""
+    return store.find("assemble", str(row.get("key"))) if str(row.get("file_name")).startswith("videos/") else None
 
 
 def _cards(groups: Groups, root: Path, store: ArtifactStore, failed: Counter[str]) -> Iterator[Card]:
@@ -201,10 +207,10 @@ def _cards(groups: Groups, root: Path, store: ArtifactStore, failed: Counter[str
             about=_about(rows[0]),
             psnr=rows[0].get("reconstruction_psnr"),
             verdict=_verdict_of(rows),
-            guide=_guide(store, trajectory, is_inverted=rows[0].get("reconstruction_psnr") is not None),
+            guide=_guide_of(rows[0], trajectory, store),
             failures=failed.pop(source, 0),  # said once, on the first card of the source
             count=len(rows),
-            tiles=(_tile(row, root) for row in rows),
+            tiles=(_tile(row, root, store) for row in rows),
         )
 
 
@@ -217,7 +223,24 @@ def _about(row: Row) -> str:
     inverted_by = (
         f"inverted by {row['inverted_by']} in {row['inversion_rows']} UNet rows" if row.get("inverted_by") else ""
     )
-    return " · ".join(filter(None, (size, inverted_by)))
+    length = f"{row['frames']} frames, {row['duration']:.4g} s" if row.get("frames") and row.get("duration") else ""
+    return " · ".join(filter(None, (size, length, inverted_by)))
+
+
+def _guide_of(row: Row, trajectory: str | None, store: ArtifactStore) -> Guide:
+    video = _video(row, store)
+    if video is None:
+        return _guide(store, trajectory, is_inverted=row.get("reconstruction_psnr") is not None)
+    source, reconstruction = (_played(video, store, name) for name in ("source", "reconstruction"))
+    return Guide(source, reconstruction, "" if source else "The store no longer holds what this was made from.")
+
+
+def _played(video: Artifact, store: ArtifactStore, name: str) -> Thumbnail | None:
+    """A clip out of a video's previews; None where it was not kept or is damaged."""
+    try:
+        return clip_of(store.load(video, "preview")[name].tobytes())
+    except (CorruptArtifact, KeyError, OSError):
+        return None
 
 
 def _guide(store: ArtifactStore, trajectory: str | None, is_inverted: bool) -> Guide:
@@ -237,9 +260,10 @@ def _guide(store: ArtifactStore, trajectory: str | None, is_inverted: bool) -> G
     return Guide(source, reconstruction)
 
 
-def _tile(row: Row, root: Path) -> Tile:
+def _tile(row: Row, root: Path, store: ArtifactStore) -> Tile:
     name = str(row.get("file_name"))
-    picture = _picture(root, name)
+    video = _video(row, store)
+    picture = _picture(root, name) if video is None else _played(video, store, "result")
     settings = [Setting(key, _worded(value)) for key, value in row.items() if key not in SHOWN_ELSEWHERE]
     return Tile(
         prompt=str(row.get("prompt")),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import imageio.v3 as iio
 from PIL import Image
 
 from pnp_batch.media.images import Pixels, rgb_pixels
@@ -24,12 +25,14 @@ class Thumbnail:
         width: In pixels.
         height: In pixels.
         is_pixel_art: Whether it is to be magnified without smoothing.
+        video: Of a clip, whose first frame the picture is, the `data:` address; else empty.
     """
 
     uri: str
     width: int
     height: int
     is_pixel_art: bool
+    video: str = ""
 
 
 def thumbnail(image: Image.Image) -> Thumbnail:
@@ -52,3 +55,14 @@ def thumbnail(image: Image.Image) -> Thumbnail:
 def thumbnail_of(pixels: Pixels) -> Thumbnail:
     """A thumbnail of (height, width, 3) uint8 pixels."""
     return thumbnail(Image.fromarray(pixels))
+
+
+def clip_of(data: bytes) -> Thumbnail:
+    """A clip that plays, from the bytes of a small MP4.
+
+    Raises:
+        OSError: They are no MP4.
+    """
+    first = iio.imread(data, plugin="pyav", index=0, extension=".mp4")
+    uri = f"data:video/mp4;base64,{base64.b64encode(data).decode()}"
+    return replace(thumbnail_of(first), video=uri)

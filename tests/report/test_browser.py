@@ -193,3 +193,33 @@ def test_two_thousand_results_stay_usable(run: Run) -> None:
         answer = [$("#count").textContent, $(".card h2").textContent, document.querySelector("#compare").open];
         """,
     ) == ["1,000 of 2,000 results", "photos/0.jpg", True]
+
+
+def test_videos_play(run: Run) -> None:
+    run.video("wolf.mp4", "a shiny silver robotic wolf")
+    run.result("cat.jpg", "a marble cat", run.trajectory("cat.jpg"))
+    run.report()
+    played = drive(
+        run,
+        """
+        const videos = all("video");
+        for (const video of videos) { video.muted = true; await video.play(); }
+        for (let i = 0; i < 100 && videos.some((v) => v.currentTime < 0.2); i++) await wait(50);
+        answer = videos.map((v) => [v.getAttribute("aria-label"), v.videoWidth, v.readyState >= 2, v.currentTime > 0, v.error]);
+        """,
+        "--autoplay-policy=no-user-gesture-required",
+    )
+    assert played == [
+        ["Source: wolf.mp4", 32, True, True, None],
+        ["Reconstruction of wolf.mp4", 32, True, True, None],
+        ["Result: a shiny silver robotic wolf", 32, True, True, None],
+    ]
+
+
+def test_videos_are_allowed_by_the_policy(run: Run, tmp_path: Path) -> None:
+    run.video("wolf.mp4", "a shiny silver robotic wolf")
+    run.report()
+    shot = tmp_path / "shot.png"
+    browse(run.outputs.root / "report.html", f"--screenshot={shot}", "--window-size=1000,900")
+    assert np.asarray(Image.open(shot).convert("L")).std() > 5
+    assert "media-src data:" in (run.outputs.root / "report.html").read_text()

@@ -73,6 +73,7 @@ class TestAClip:
         project.pnp("run")
         assert project.progress()["rows"] == 0 and videos(project) == before and len(project.rows()) == 1
 
+    @pytest.mark.slow
     def test_a_lost_file_is_written_again_with_the_same_bytes(self, project: Project) -> None:
         film(project.folder / "a.mp4", seconds=0.4)
         write(project)
@@ -83,6 +84,7 @@ class TestAClip:
         project.pnp("run")
         assert videos(project) == before and project.progress()["rows"] == 0
 
+    @pytest.mark.slow
     def test_a_corrupt_frame_is_made_again_with_the_same_bytes(self, project: Project) -> None:
         film(project.folder / "a.mp4", seconds=0.4)
         write(project)
@@ -95,6 +97,7 @@ class TestAClip:
         assert "set aside" in project.pnp("run")
         assert videos(project) == before
 
+    @pytest.mark.slow
     def test_a_new_prompt_computes_only_that_prompt(self, project: Project) -> None:
         film(project.folder / "a.mp4", seconds=0.4)
         write(project)
@@ -109,6 +112,7 @@ class TestAClip:
         project.pnp("run")
         assert videos(project) == both
 
+    @pytest.mark.slow
     def test_the_range_is_cut_and_the_sound_with_it(self, project: Project) -> None:
         film(project.folder / "a.mp4", seconds=3)
         write(project, start=25, stop=60, stride=7)
@@ -128,6 +132,7 @@ class TestAClip:
         far = [[np.abs(a.astype(int) - b).mean() for b in wanted] for a in shown]
         assert np.argmin(far, axis=1).tolist() == [0, 1, 2, 3, 4]
 
+    @pytest.mark.slow
     def test_a_turned_clip_stays_turned(self, project: Project) -> None:
         ffmpeg(
             "-display_rotation",
@@ -143,6 +148,7 @@ class TestAClip:
         result = survey_of(project.output / project.rows()[0]["file_name"])
         assert result.rotation == 90 and Fraction(*result.size) == Fraction(64, 96)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("container", ["mov", "webm", "gif", "frames"])
     def test_other_containers_and_two_pictures_side_by_side(self, project: Project, container: str) -> None:
         film(project.folder / "a.mp4", seconds=0.2, sound=False)
@@ -158,6 +164,7 @@ class TestAClip:
 
 
 class TestFrames:
+    @pytest.mark.slow
     def test_on_their_own_are_what_pictures_become(self, project: Project) -> None:
         for n in range(5):
             project.picture(f"shots/{n}.png", seed=n, size=(32, 32))
@@ -208,6 +215,7 @@ class TestDamage:
         write(project, partial=True, start=2, max_frames=4)
         assert "1 of 1 results are there" in project.pnp("run")
 
+    @pytest.mark.slow
     def test_failed_yaml_names_just_the_video(self, project: Project) -> None:
         (project.folder / "a.mp4").write_text("nonsense")
         write(project, start=2, stop=5)
@@ -231,6 +239,7 @@ class TestDamage:
         project.write([{"video": "c.mp4", "prompts": [PROMPT]}])
         assert "no such file" in project.pnp("validate", code=2)
 
+    @pytest.mark.slow
     def test_a_range_without_frames(self, project: Project) -> None:
         film(project.folder / "a.mp4", seconds=0.2)
         write(project, start=50)

@@ -38,7 +38,9 @@ class TestReading:
         _, frames = frames_of(path)
         assert np.abs(np.stack(frames).astype(int) - decoded(path, (96, 64))).max() <= 2  # rounding of colours
 
-    @pytest.mark.parametrize("suffix", ["mp4", "mov", "webm", "mkv", "gif", "avi"])
+    @pytest.mark.parametrize(
+        "suffix", ["mp4", "mov", pytest.param("webm", marks=pytest.mark.slow), "mkv", "gif", "avi"]
+    )
     def test_every_kind_of_file(self, tmp_path: Path, suffix: str) -> None:
         footage, frames = frames_of(film(tmp_path / f"a.{suffix}"))
         assert (len(frames), footage.size, footage.audio) == (25, (96, 64), suffix != "gif")
@@ -72,6 +74,7 @@ class TestReading:
         _, frames = frames_of(film(tmp_path / "a.mp4", "-vf", "crop=95:61:exact=1", "-pix_fmt", "yuv444p"))
         assert frames[0].shape == (61, 95, 3)
 
+    @pytest.mark.slow
     def test_any_frame_at_any_time_is_the_same(self, tmp_path: Path) -> None:
         path = film(tmp_path / "a.mp4", "-g", "50", seconds=8)  # 200 frames, some of them far from a keyframe
         footage, frames = frames_of(path)
@@ -108,6 +111,7 @@ class TestDamage:
         with pytest.raises(ItemError, match=r"a\.mp4: not a readable video .*whole copy"):
             survey_of(whole)
 
+    @pytest.mark.slow
     def test_damaged_frames_end_a_clip_unless_it_is_to_go_on(self, tmp_path: Path) -> None:
         path = film(tmp_path / "a.mp4", "-movflags", "+faststart", sound=False)
         data = bytearray(path.read_bytes())
@@ -142,7 +146,7 @@ class TestDamage:
 
 
 class TestWriting:
-    @pytest.mark.parametrize("kind", ["mp4", "mov", "webm", "gif"])
+    @pytest.mark.parametrize("kind", ["mp4", "mov", pytest.param("webm", marks=pytest.mark.slow), "gif"])
     def test_frames_times_and_sound_come_back(self, tmp_path: Path, kind: str) -> None:
         source = film(tmp_path / "a.mp4", rate="24000/1001", seconds=2)
         timing = survey_of(source).timing
@@ -200,6 +204,7 @@ class TestWriting:
         )
         assert len(frames_of(tmp_path / "out.mp4")[1]) == 3
 
+    @pytest.mark.slow
     def test_the_same_frames_give_the_same_bytes(self, tmp_path: Path) -> None:
         source = film(tmp_path / "a.mp4")
         for kind in ("mp4", "mov", "webm", "gif"):
@@ -214,6 +219,7 @@ class TestWriting:
         assert pair.shape == (48, 128, 3) and np.array_equal(pair[:, 64:], 255 - pair[:, :64])
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_length_of_a_clip(tmp_path: Path) -> None:
     """Ten minutes at five frames a second, read and written, against thirty seconds."""
     peaks = []

@@ -96,13 +96,25 @@ def run(
     ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N guidance images.")] = None,
     only: Annotated[
-        str | None, typer.Option(metavar="STAGE", help="Only this stage: invert, translate or assemble.")
+        str | None,
+        typer.Option(metavar="STAGE", help="Only this stage: invert, translate (with the quality gate) or assemble."),
     ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Only what failed in an earlier run.")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.")] = False,
     engine: Annotated[str | None, typer.Option(help="Overrides run.engine.")] = None,
     devices: Annotated[
         str | None, typer.Option(help="Overrides run.devices: auto, cpu, cuda, cuda:1 or a number.")
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Only results of this guidance image (its name in metadata.jsonl)."),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Only results with this very prompt.")] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PREFIX", help="Only the result whose key begins so (file names end with ten digits of it)."
+        ),
     ] = None,
 ) -> int:
     """Make every result the manifest names that is not there yet."""
@@ -114,6 +126,8 @@ def run(
     if only is not None and only not in STAGES:
         raise typer.BadParameter(f"'{only}' is not a stage; stages are {', '.join(STAGES)}", param_hint="--only")
     plan = _plan(loaded, limit=limit, retry_failed=retry_failed)
+    if source is not None or prompt is not None or key is not None:
+        plan = _selection(plan, source, prompt, key)
     _ = _worker(plan).rule  # says now, not after hours, that weights of the quality gate are missing
     if dry_run:
         return _show_estimate(plan)
@@ -131,6 +145,14 @@ def run(
     if fail_fast and summary.failed:
         _say("stopped at the first failure (--fail-fast)")
     return _conclude(plan, summary, stages == tuple(STAGES))
+
+
+def _selection(plan: Plan, source: str | None, prompt: str | None, key: str | None) -> Plan:
+    from dataclasses import replace
+
+    from pnp_batch.selection import selected
+
+    return replace(plan, only=selected(plan, _worker(plan), source, prompt, key))
 
 
 def _say_quality(summary: Summary) -> None:
@@ -234,6 +256,7 @@ def evaluate(
     ] = False,
 ) -> int:
     """Measure the results that are there against their sources and prompts."""
+    from pnp_batch.evaluation.columns import METRICS_FILE
     from pnp_batch.evaluation.scores import scores
     from pnp_batch.evaluation.summary import by_method, method_table, pie_table, reasons
     from pnp_batch.store.files import write_atomic
@@ -247,8 +270,12 @@ def evaluate(
     tables = [pie_table(found)] if table else [method_table(*group) for group in by_method(found).items()]
     for each in tables:
         _console(stderr=False, width=None if sys.stdout.isatty() else 250).print(each)
+    rows = [score.row() for score in found]
     if json_file is not None:
-        write_atomic(json_file, json.dumps([score.row() for score in found], indent=1, ensure_ascii=False))
+        write_atomic(json_file, json.dumps(rows, indent=1, ensure_ascii=False))
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_atomic(plan.manifest.output / METRICS_FILE, "".join(lines).encode(errors="backslashreplace"))
+    _say(f"report with these figures: {_write_report(plan.manifest)}")
     return OK
 
 
@@ -633,7 +660,7 @@ def _write_report(manifest: Manifest) -> Path:
     from pnp_batch.store import ArtifactStore
 
     failures = list(FailureList(manifest).rows.values())
-    return write_report(manifest.path.name, Outputs(manifest.output), ArtifactStore(manifest.store), failures)
+    return write_report(str(manifest.path), Outputs(manifest.output), ArtifactStore(manifest.store), failures)
 
 
 def _watched(items: Iterable[Any], plan: Plan) -> list[Any]:

@@ -19,7 +19,7 @@ from pnp_batch.plan import Job, Package, Plan
 from pnp_batch.stages import STAGES, bank
 from pnp_batch.stages.batches import MAX_BATCH
 from pnp_batch.stages.outputs import Outputs
-from pnp_batch.stages.quality import Rule
+from pnp_batch.stages.quality import PASSED, Rule
 from pnp_batch.stages.work import Banks, Context, Events, Item, Unit, items_of
 from pnp_batch.store import ArtifactStore, DigestCache
 from pnp_batch.store.artifacts import CorruptArtifact
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ATTEMPT_STAGES = ("invert", "translate")  # of the quality gate's attempts, which are neither judged again nor exported
+ATTEMPT_STAGES = tuple(name for name in STAGES if name != "assemble")  # of the gate's attempts: they are not exported
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -131,8 +131,18 @@ class Worker:
             STAGES[name](context, [item for item in readable if not item.failed])
             _share_failures(readable)
             if name == "translate" and context.rule() is not None:
-                self._gate.settle([unit for item in readable if item.job.window is None for unit in item.units])
+                self._settle([unit for item in readable if item.job.window is None for unit in item.units])
         return items
+
+    def _settle(self, units: Sequence[Unit]) -> None:
+        """Has results judged; where all have their verdict, nothing is loaded."""
+        there = [unit for unit in units if unit.error is None and unit.find() is not None]
+        if any(unit.result() is None for unit in there):
+            self._gate.settle(there)
+        for verdict in (unit.verdict for unit in there if unit.error is None):
+            if verdict is not None:
+                self.events.made(verdict.word, 1)
+                self.events.made("saved", int(verdict.word == PASSED and verdict.attempt > 0))
 
     def _after_corruption(self, context: Context, items: Sequence[Item], stages: Sequence[str]) -> list[Item]:
         jobs = _jobs_with(items, lambda unit: isinstance(unit.error, CorruptArtifact))

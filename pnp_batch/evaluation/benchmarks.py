@@ -76,6 +76,8 @@ def pie_bench(path: Path) -> dict[str, Any]:
     """
     file = path / MAPPING if path.is_dir() else path
     root = file.parent.absolute() / PIE_FOLDER
+    if not file.is_file():
+        raise _wrong(file, "", "there is no such file; name PIE-Bench's folder or its mapping_file.json")
     try:
         entries = read_mapping(file)
     except Unavailable as error:

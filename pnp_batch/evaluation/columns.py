@@ -46,3 +46,25 @@ BACKBONES: Mapping[str, str] = {
     "clip_similarity": "clip",
     "text_gain": "clip",
 }
+
+METRICS_FILE = "metrics.jsonl"  # in the output folder: the rows of the last evaluation
+NOT_METRICS = frozenset(("file_name", "source", "prompt", "method", "nan", "key", "hardware", "seconds"))
+
+BETTER: Mapping[str, str] = {
+    "psnr": "↑",
+    "mse": "↓",
+    "ssim": "↑",
+    "lpips": "↓",
+    "structure": "↓",
+    "clip": "↑",
+    "text": "↑",
+    "shift": "→ 0",
+    "scale": "→ 1",
+    "reconstruction": "↑",
+    "reconstruction_lpips": "↓",
+}
+
+
+def better(column: str) -> str:
+    """Which way a column is better: `↑`, `↓`, or the number it should be near."""
+    return BETTER.get(column) or BETTER[column.split("_")[0]]

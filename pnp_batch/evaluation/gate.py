@@ -60,9 +60,9 @@ class Trial:
         """Whether making it with these settings could help."""
         if self.unit.error is not None or not self.attempts[-1].missed:
             return False
-        if any(settings == attempt.settings for attempt in self.attempts):
+        if any(settings.meaningful() == attempt.settings.meaningful() for attempt in self.attempts):
             return False
-        return any(_may_mend(attempt, settings) for attempt in self.attempts[-1:])
+        return _may_mend(self.attempts[-1], settings)
 
 
 def _may_mend(attempt: Attempt, settings: Settings) -> bool:
@@ -92,20 +92,14 @@ class Gate:
         return Measures(self.manifest, self.context, self.columns.values())
 
     def settle(self, units: Sequence[Unit]) -> None:
-        """Gives every result that is there its verdict, and makes what that takes.
+        """Gives every result its verdict, and makes what that takes.
+
+        Args:
+            units: All results of the package that are there, judged or not: the rounds are made of all of them.
 
         Raises:
             EnvironmentFailure: A backbone is not what it should be.
         """
-        there = [unit for unit in units if unit.error is None and unit.find() is not None]
-        if any(unit.result() is None for unit in there):
-            self._try(there)
-        for verdict in (unit.verdict for unit in there if unit.error is None):
-            if verdict is not None:
-                self.context.events.made(verdict.word, 1)
-                self.context.events.made("saved", int(verdict.word == PASSED and verdict.attempt > 0))
-
-    def _try(self, units: Sequence[Unit]) -> None:
         trials = [Trial(unit, unit) for unit in units]
         self._measure(trials, 0)
         for number, retry in enumerate(self.rule.retries, 1):

@@ -10,21 +10,10 @@ from dataclasses import dataclass
 from rich import box
 from rich.table import Table
 
+from pnp_batch.evaluation.columns import better
 from pnp_batch.evaluation.measures import is_nan, is_number
 from pnp_batch.evaluation.scores import Score
 from pnp_batch.evaluation.values import Value
-
-BETTER = {
-    "psnr": "↑",
-    "mse": "↓",
-    "ssim": "↑",
-    "lpips": "↓",
-    "structure": "↓",
-    "clip": "↑",
-    "text": "↑",
-    "shift": "→ 0",
-}
-BETTER |= {"scale": "→ 1", "reconstruction": "↑", "reconstruction_lpips": "↓"}
 
 # PIE-Bench's columns: their head, ours with masks and without, and the factor its tables show. PSNR, LPIPS, MSE and SSIM are of
 # the background, with the edited part black; structure and "whole" are of the whole picture.
@@ -125,7 +114,8 @@ def columns_of(scores: Iterable[Score]) -> dict[str, list[Value]]:
 
 def method_table(method: str, scores: Sequence[Score]) -> Table:
     """Every column of one method's results: mean, interval, how many numbers, how many NaN, how many missing."""
-    table = Table(title=f"{method}: {len(scores)} results", title_justify="left", box=box.SIMPLE_HEAD)
+    title = f"{method}: {len(scores)} results on {_hardware(scores)}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("metric", "better", "mean", "95% interval", "n", "NaN", "missing"):
         table.add_column(name, justify="left" if name == "metric" else "right", no_wrap=True)
     for name, values in columns_of(scores).items():
@@ -133,12 +123,8 @@ def method_table(method: str, scores: Sequence[Score]) -> Table:
         low, high = found.mean - found.half, found.mean + found.half
         interval = f"{low:.4g} to {high:.4g}" if math.isfinite(found.half) else "-"
         mean = f"{found.mean:.4g}" if found.n else "-"
-        table.add_row(name, _better(name), mean, interval, *map(str, (found.n, found.nan, found.none)))
+        table.add_row(name, better(name), mean, interval, *map(str, (found.n, found.nan, found.none)))
     return table
-
-
-def _better(column: str) -> str:
-    return BETTER.get(column) or BETTER[column.split("_")[0]]
 
 
 def pie_table(scores: Sequence[Score]) -> Table:
@@ -150,11 +136,14 @@ def pie_table(scores: Sequence[Score]) -> Table:
     for method, own in by_method(scores).items():
         columns = columns_of(own)
         found = [summarised(_first(columns, names), factor) for _, names, factor in PIE_COLUMNS]
-        hardware = ", ".join(sorted({score.hardware for score in own}))
         seconds = math.fsum(score.seconds for score in own) / len(own)
         nan = sum(summary.nan for summary in found)
-        table.add_row(method, *map(str, found), str(len(own)), str(nan), hardware, f"{seconds:.3g}")
+        table.add_row(method, *map(str, found), str(len(own)), str(nan), _hardware(own), f"{seconds:.3g}")
     return table
+
+
+def _hardware(scores: Iterable[Score]) -> str:
+    return ", ".join(sorted({score.hardware for score in scores}))
 
 
 def _first(columns: Mapping[str, list[Value]], names: Sequence[str]) -> list[Value]:

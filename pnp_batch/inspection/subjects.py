@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pnp_batch.errors import ItemError, PnpError
+from pnp_batch.errors import ItemError, ManifestError, PnpError, Problem
 from pnp_batch.media.images import Pixels
 from pnp_batch.plan import Plan
 from pnp_batch.stages.work import Context, Item
@@ -88,7 +88,7 @@ def _number(wanted: str, names: Sequence[str]) -> int:
         return int(wanted)
     near = difflib.get_close_matches(wanted, names, n=1)
     hint = f"did you mean {near[0]}?" if near else f"inputs have numbers from 0 to {len(names) - 1}"
-    raise NothingToShow(f"there is no input '{wanted}'; {hint}")
+    raise ManifestError([Problem("command line", None, "--input", f"there is no input '{wanted}'; {hint}")])
 
 
 def _subject(item: Item, shown: bool) -> Subject | None:

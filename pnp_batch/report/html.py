@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,9 +25,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from pnp_batch.errors import ItemError, disk_errors_named
+from pnp_batch.evaluation.columns import better
 from pnp_batch.manifest import Settings
-from pnp_batch.media.images import opened
-from pnp_batch.report.thumbnails import Thumbnail, clip_of, thumbnail, thumbnail_of
+from pnp_batch.report.metrics import Metrics
+from pnp_batch.report.plots import Dot, histograms, scatter
+from pnp_batch.report.thumbnails import Thumbnail, Thumbnails, clip_of
 from pnp_batch.stages.outputs import Outputs
 from pnp_batch.store import Artifact, ArtifactStore
 from pnp_batch.store.artifacts import CorruptArtifact
@@ -37,7 +40,12 @@ Row = Mapping[str, Any]
 REPORT = "report.html"
 MAX_RESULTS = 5_000  # about 100 MB; a browser does not enjoy more
 WELL_DB, FAIRLY_DB = 1.0, 3.0  # below the VAE alone: 26% more squared error, twice the squared error
-SHOWN_ELSEWHERE = ("source", "prompt", "frame_reconstruction_psnr")
+SHOWN_ELSEWHERE = (
+    *("source", "prompt", "frame_reconstruction_psnr"),
+    *("quality", "quality_attempt", "quality_reason", "quality_figures"),
+)
+MAX_TRACEBACK = 20_000  # characters
+SHORT_KEY = 16  # of a key in a command: long enough to mean one result, short enough to read
 LONG_VALUE = 28  # characters
 
 
@@ -45,7 +53,7 @@ def write_report(manifest_name: str, outputs: Outputs, store: ArtifactStore, fai
     """Writes `report.html` into the output folder, whole or not at all; the same inputs give the same bytes.
 
     Args:
-        manifest_name: What the page is called.
+        manifest_name: The manifest as the user called it: what the page is named after, and what its commands name.
         outputs: The run's folder: its rows and its pictures.
         store: Where the sources and their reconstructions are; what is missing there is said on the page.
         failures: Rows with `source`, `prompt`, `stage`, `error` and `traceback` (text, or the path of a file).
@@ -129,18 +137,30 @@ class Tile:
     """One result.
 
     Attributes:
+        number: On the page, from 1.
         prompt: Its prompt.
         href: Relative address of the full picture, empty where that is missing.
         picture: None where the picture is missing or cannot be read.
         settings: Everything else the row says, long values last.
         entry: The result as an entry for the `prompts:` of a manifest.
+        command: What makes just this result again.
+        figures: Its metrics by column.
+        quality: The gate's word, empty where there was no gate.
+        attempt: 0 for its own settings, else which retry of the gate.
+        reason: Why it is flagged or not judged.
     """
 
+    number: int
     prompt: str
     href: str
     picture: Thumbnail | None
     settings: list[Setting]
     entry: str
+    command: str
+    figures: dict[str, float]
+    quality: str
+    attempt: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -165,15 +185,25 @@ def _page(manifest_name: str, outputs: Outputs, store: ArtifactStore, failures: 
     shown = [row for group in groups.values() for row in group]
     failed = Counter(str(row.get("source")) for row in failures)
     script = _asset("report.js")
+    metrics = Metrics(outputs.root)
+    dots = list(_dots(groups, metrics))
+    columns = list(dict.fromkeys(column for dot in dots for column in dot.figures))
+    thumbnails = Thumbnails(store)
+    thumbnails.make(file for row in shown if (file := _file(row, outputs.root)) and file.suffix == ".png")
     return {
-        "title": manifest_name,
+        "title": Path(manifest_name).name,
+        "columns": {column: better(column) for column in columns},
+        "qualities": Counter(dot.quality for dot in dots if dot.quality),
+        "histograms": histograms(dots, columns),
+        "scatter": scatter(dots, columns),
+        "number": _short,
         "results": len(shown) + left_out,
         "left_out": left_out,
         "sources": len({source for source, _ in groups} | set(failed)),
         "models": list(dict.fromkeys(str(row["model"]) for row in shown if row.get("model"))),
         "verdicts": Counter(_verdict_of(group).level for group in groups.values()),
-        "cards": _cards(groups, outputs.root, store, failed),
-        "failures": [_failure(row, outputs.root) for row in failures],
+        "cards": _cards(groups, outputs.root, store, failed, Tiles(outputs.root, thumbnails, metrics, manifest_name)),
+        "failures": [_failure(row, outputs.root, manifest_name) for row in failures],
         "style": _asset("report.css"),
         "script": script,
         "script_digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -199,7 +229,22 @@ def _video(row: Row, store: ArtifactStore) -> Artifact | None:
     return store.find("assemble", str(row.get("key"))) if str(row.get("file_name")).startswith("videos/") else None
 
 
-def _cards(groups: Groups, root: Path, store: ArtifactStore, failed: Counter[str]) -> Iterator[Card]:
+def _dots(groups: Groups, metrics: Metrics) -> Iterator[Dot]:
+    """Every result as the plots see it, in the order of the tiles."""
+    rows = (row for group in groups.values() for row in group)
+    for number, row in enumerate(rows, 1):
+        yield Dot(number, f"{row.get('prompt')} ({row.get('source')})", str(row.get("quality") or ""), metrics.of(row))
+
+
+def _file(row: Row, root: Path) -> Path | None:
+    try:
+        return _inside(root, str(row.get("file_name")))
+    except ItemError:
+        return None
+
+
+def _cards(groups: Groups, root: Path, store: ArtifactStore, failed: Counter[str], tiles: Tiles) -> Iterator[Card]:
+    first = 1
     for number, ((source, trajectory), rows) in enumerate(groups.items(), 1):
         yield Card(
             number=number,
@@ -207,11 +252,12 @@ def _cards(groups: Groups, root: Path, store: ArtifactStore, failed: Counter[str
             about=_about(rows[0]),
             psnr=rows[0].get("reconstruction_psnr"),
             verdict=_verdict_of(rows),
-            guide=_guide_of(rows[0], trajectory, store),
+            guide=_guide_of(rows[0], trajectory, store, tiles.thumbnails),
             failures=failed.pop(source, 0),  # said once, on the first card of the source
             count=len(rows),
-            tiles=(_tile(row, root, store) for row in rows),
+            tiles=tiles.of(rows, first),
         )
+        first += len(rows)
 
 
 def _verdict_of(rows: Sequence[Row]) -> Verdict:
@@ -227,10 +273,10 @@ def _about(row: Row) -> str:
     return " · ".join(filter(None, (size, length, inverted_by)))
 
 
-def _guide_of(row: Row, trajectory: str | None, store: ArtifactStore) -> Guide:
+def _guide_of(row: Row, trajectory: str | None, store: ArtifactStore, thumbnails: Thumbnails) -> Guide:
     video = _video(row, store)
     if video is None:
-        return _guide(store, trajectory, is_inverted=row.get("reconstruction_psnr") is not None)
+        return _guide(store, thumbnails, trajectory, row.get("reconstruction_psnr") is not None)
     source, reconstruction = (_played(video, store, name) for name in ("source", "reconstruction"))
     return Guide(source, reconstruction, "" if source else "The store no longer holds what this was made from.")
 
@@ -243,7 +289,7 @@ def _played(video: Artifact, store: ArtifactStore, name: str) -> Thumbnail | Non
         return None
 
 
-def _guide(store: ArtifactStore, trajectory: str | None, is_inverted: bool) -> Guide:
+def _guide(store: ArtifactStore, thumbnails: Thumbnails, trajectory: str | None, is_inverted: bool) -> Guide:
     if trajectory is None:
         return Guide(
             missing="The store no longer holds what this was made from, so source and reconstruction cannot be shown."
@@ -252,35 +298,72 @@ def _guide(store: ArtifactStore, trajectory: str | None, is_inverted: bool) -> G
     if artifact is None:
         return Guide(missing="The store no longer holds the inversion, so source and reconstruction cannot be shown.")
     try:
-        preview = store.load(artifact, "preview")
-        source = thumbnail_of(preview["source"])
-        reconstruction = thumbnail_of(preview["reconstruction"]) if is_inverted else None
-    except (CorruptArtifact, KeyError):
+        source = thumbnails.of_preview(artifact, "source")
+        reconstruction = thumbnails.of_preview(artifact, "reconstruction") if is_inverted else None
+    except CorruptArtifact:
         return Guide(missing="The stored inversion is damaged, so source and reconstruction cannot be shown.")
     return Guide(source, reconstruction)
 
 
-def _tile(row: Row, root: Path, store: ArtifactStore) -> Tile:
-    name = str(row.get("file_name"))
-    video = _video(row, store)
-    picture = _picture(root, name) if video is None else _played(video, store, "result")
-    settings = [Setting(key, _worded(value)) for key, value in row.items() if key not in SHOWN_ELSEWHERE]
-    return Tile(
-        prompt=str(row.get("prompt")),
-        href=_href(name) if picture else "",
-        picture=picture,
-        settings=sorted(settings, key=lambda setting: setting.is_long),
-        entry=_entry(row),
-    )
+@dataclass(frozen=True)
+class Tiles:
+    """Makes tiles of rows.
+
+    Attributes:
+        root: The output folder.
+        thumbnails: Of the pictures.
+        metrics: Of the results.
+        manifest: What commands call the manifest.
+    """
+
+    root: Path
+    thumbnails: Thumbnails
+    metrics: Metrics
+    manifest: str
+
+    def of(self, rows: Sequence[Row], first: int) -> Iterator[Tile]:
+        """The tiles of some rows, numbered from `first`, one after the other."""
+        return (self._tile(row, number) for number, row in enumerate(rows, first))
+
+    def _tile(self, row: Row, number: int) -> Tile:
+        name = str(row.get("file_name"))
+        picture = self._picture(row)
+        settings = [Setting(key, _worded(value)) for key, value in row.items() if key not in SHOWN_ELSEWHERE]
+        return Tile(
+            number=number,
+            prompt=str(row.get("prompt")),
+            href=_href(name) if picture else "",
+            picture=picture,
+            settings=sorted(settings, key=lambda setting: setting.is_long),
+            entry=_entry(row),
+            command=self._again(row),
+            figures=self.metrics.of(row),
+            quality=str(row.get("quality") or ""),
+            attempt=int(row.get("quality_attempt") or 0),
+            reason=str(row.get("quality_reason") or ""),
+        )
+
+    def _again(self, row: Row) -> str:
+        """A video is made of many results, so its key is none of theirs."""
+        if _video(row, self.thumbnails.store) is not None:
+            return _command(self.manifest, "--source", str(row.get("source")), "--prompt", str(row.get("prompt")))
+        return _command(self.manifest, "--key", str(row.get("key"))[:SHORT_KEY])
+
+    def _picture(self, row: Row) -> Thumbnail | None:
+        video = _video(row, self.thumbnails.store)
+        if video is not None:
+            return _played(video, self.thumbnails.store, "result")
+        file = _file(row, self.root)
+        return self.thumbnails.of_file(file) if file else None
 
 
-def _picture(root: Path, name: str) -> Thumbnail | None:
-    """The picture, unless it is missing, unreadable or outside the output folder."""
-    try:
-        with opened(_inside(root, name)) as image:
-            return thumbnail(image)
-    except ItemError:
-        return None
+def _command(manifest: str, *options: str) -> str:
+    return shlex.join(["pnp-batch", "run", manifest, *options])
+
+
+def _short(value: float) -> str:
+    """A figure with four digits that count."""
+    return f"{value:.4g}"
 
 
 def _inside(root: Path, name: str) -> Path:
@@ -316,17 +399,20 @@ def _worded(value: Any) -> str:
     return "none" if value is None or value == "" else str(value)
 
 
-def _failure(row: Row, root: Path) -> dict[str, str]:
+def _failure(row: Row, root: Path, manifest: str) -> dict[str, str]:
     names = ("source", "prompt", "stage", "error", "traceback")
     values = {name: "" if row.get(name) is None else str(row[name]) for name in names}
-    return values | {"href": _href(values["traceback"]) if _is_there(root, values["traceback"]) else ""}
+    command = _command(manifest, "--source", values["source"], "--prompt", values["prompt"])
+    return values | {"traceback": _traceback(root, values["traceback"]), "command": command}
 
 
-def _is_there(root: Path, name: str) -> bool:
+def _traceback(root: Path, written: str) -> str:
+    """The traceback itself, out of the file where it stands in one; else what was written."""
     try:
-        return _inside(root, name).is_file()
-    except ItemError:
-        return False
+        text = _inside(root, written).read_text(encoding="utf-8", errors="replace") if "\n" not in written else written
+    except (ItemError, OSError, ValueError):
+        return written
+    return text if len(text) <= MAX_TRACEBACK else f"...\n{text[-MAX_TRACEBACK:]}"
 
 
 @cache

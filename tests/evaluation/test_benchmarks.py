@@ -114,7 +114,7 @@ def test_mistakes_are_named_with_their_file(wild: Path, content: str, said: str)
 
 def test_folder_without_the_benchmark(tmp_path: Path) -> None:
     assert "no .yaml file of the benchmark is there" in imported("wild-ti2i", tmp_path, code=2)
-    assert "is not PIE-Bench's mapping_file.json" in imported("pie-bench", tmp_path, code=2)
+    assert "there is no such file; name PIE-Bench's folder" in imported("pie-bench", tmp_path, code=2)
     assert "'pie' is not one of" in imported("pie", tmp_path, code=2)
 
 

@@ -129,6 +129,60 @@ def test_sorts_by_reconstruction_and_prompt_and_back(gallery: Run) -> None:
     ) == ["horse wolf cat", "cat wolf horse", "cat horse wolf", "cat horse wolf", "a bronze statue"]
 
 
+def test_filters_by_quality_and_metric_and_sorts_by_metric(run: Run) -> None:
+    rows = []
+    for number, (source, quality, attempt) in enumerate(
+        [("a.jpg", "passed", 0), ("a.jpg", "passed", 2), ("b.jpg", "flagged", 1), ("b.jpg", "not judged", 0)]
+    ):
+        row = run.result(
+            source, f"prompt {number}", run.trajectory(source, size=64), 64, quality=quality, quality_attempt=attempt
+        )
+        figures = {"structure_distance": [0.3, 0.1, 0.2, None][number], "clip_similarity": 0.2 + number / 100}
+        rows.append({"key": row["key"], "source": source, **figures})
+    run.outputs.write_file("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    run.report([{"source": "x.jpg", "prompt": "p", "stage": "read", "error": "no such file"}])
+    answer = drive(
+        run,
+        """
+        const state = () => seen(".tile").map((e) => e.querySelector(".prompt").textContent.slice(-1)).join("");
+        answer = {all: state(), figure: $(".figure").textContent};
+        for (const word of ["passed", "retried", "flagged", "not judged"]) {
+          change("#quality", word); answer[word] = [state(), seen(".failure").length];
+        }
+        change("#quality", "");
+        change("#metric", "structure_distance"); answer.other = all(".figure").map((e) => e.textContent);
+        change("#high", "0.2"); answer.high = state(); change("#low", "0.15"); answer.low = state();
+        change("#low", ""); change("#high", "");
+        change("#sort", "metric-best"); answer.best = state();
+        change("#sort", "metric-worst"); answer.worst = state();
+        $(".plots details").open = true;
+        const bar = all(".bar").filter((e) => e.dataset.metric === "clip_similarity")[0];
+        bar.dispatchEvent(new MouseEvent("click", {bubbles: true})); answer.bar = state();
+        all(".scatter a")[1].dispatchEvent(new MouseEvent("click", {bubbles: true, cancelable: true})); answer.point = state();
+        """,
+    )
+    assert answer == {
+        "all": "0123",
+        "figure": "structure_distance 0.3",
+        "passed": ["01", 0],
+        "retried": ["1", 0],
+        "flagged": ["2", 0],
+        "not judged": ["3", 0],
+        "other": [
+            "structure_distance 0.3",
+            "structure_distance 0.1",
+            "structure_distance 0.2",
+            "no structure_distance",
+        ],
+        "high": "12",
+        "low": "2",
+        "best": "1023",
+        "worst": "0123",
+        "bar": "0",
+        "point": "0123",
+    }
+
+
 def test_compares_a_result_with_its_source(gallery: Run) -> None:
     answer = drive(
         gallery,

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import tracemalloc
@@ -94,7 +96,10 @@ def test_prompts_and_names_are_text_and_never_markup(run: Run) -> None:
     assert text.count("<script") == text.count("</script>") == 1
     assert text.count("</style>") == 1
     assert "<!--" not in text
-    assert yaml.safe_load(page.of_class("copy")[0]["data-copy"])[0]["prompt"] == HOSTILE
+    copies = [attrs["data-copy"] for attrs in page.of_class("copy")]
+    assert yaml.safe_load(next(text for text in copies if text.startswith("- ")))[0]["prompt"] == HOSTILE
+    command = shlex.split(next(text for text in copies if "--prompt" in text))
+    assert command == ["pnp-batch", "run", HOSTILE, "--source", HOSTILE, "--prompt", HOSTILE]
     assert all(attrs["src"].startswith("data:image/") for attrs in page.all("img") if "src" in attrs)
 
 
@@ -218,8 +223,8 @@ def test_failures_are_shown_with_their_errors(run: Run) -> None:
     assert "Trace back" in page.text
 
 
-def test_a_traceback_file_is_linked_unless_it_lies_elsewhere(run: Run, tmp_path: Path) -> None:
-    run.outputs.write_file("tracebacks/a b.txt", b"Traceback")
+def test_a_traceback_file_is_shown_unless_it_lies_elsewhere(run: Run, tmp_path: Path) -> None:
+    run.outputs.write_file("tracebacks/a b.txt", b"Traceback:\n  it broke here")
     (tmp_path / "secret.txt").write_text("secret")
     places = (
         "tracebacks/a b.txt",
@@ -229,8 +234,9 @@ def test_a_traceback_file_is_linked_unless_it_lies_elsewhere(run: Run, tmp_path:
         "javascript:alert(1)",
     )
     page = Page(run.report([{"source": "a", "error": "b", "traceback": place} for place in places]))
-    assert [attrs["href"] for attrs in page.all("a")][2:] == ["./tracebacks/a%20b.txt"]
-    assert "../secret.txt" in page.text
+    assert len(page.all("pre")) == 1
+    assert "it broke here" in page.text
+    assert "../secret.txt" in page.text and "Traceback: secret" not in page.text
 
 
 def test_an_empty_run_has_a_page_too(run: Run) -> None:
@@ -239,10 +245,71 @@ def test_an_empty_run_has_a_page_too(run: Run) -> None:
 
 def test_settings_can_be_pasted_into_a_manifest(run: Run) -> None:
     run.result("horse.jpg", 'a "zebra": {in} [the] snow # 1', run.trajectory("horse.jpg"))
-    (button,) = Page(run.report()).of_class("copy")
+    _, button = Page(run.report()).of_class("copy")
     (entry,) = yaml.safe_load(button["data-copy"])
     spec = PromptSpec.model_validate(entry)
     assert (spec.prompt, spec.pnp_f_layers, spec.width) == ('a "zebra": {in} [the] snow # 1', (4,), 16)
+
+
+def test_every_result_says_how_to_make_it_again(run: Run) -> None:
+    row = run.result("horse.jpg", "a zebra", run.trajectory("horse.jpg"))
+    button, _ = Page(run.report(name="my runs/horses.yaml")).of_class("copy")
+    assert shlex.split(button["data-copy"]) == ["pnp-batch", "run", "my runs/horses.yaml", "--key", row["key"][:16]]
+
+
+def test_figures_of_the_evaluation_and_of_the_gate_stand_with_their_result(run: Run) -> None:
+    trajectory = run.trajectory("horse.jpg")
+    first = run.result(
+        "horse.jpg", "a zebra", trajectory, quality="flagged", quality_attempt=0, quality_reason="too <dark>"
+    )
+    second = run.result(
+        "horse.jpg", "a statue", trajectory, quality="passed", quality_figures={"clip_similarity": 0.25}
+    )
+    evaluated = {"source": "horse.jpg", "psnr": 12.34567, "lpips": None, "seconds": 3.0, "nan": []}
+    lines = [evaluated | {"key": first["key"]}, evaluated | {"key": "a result that is no more", "psnr": 99.0}]
+    run.outputs.write_file("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+    page = Page(run.report())
+    figures = [json.loads(attrs["data-figures"]) for attrs in page.of_class("tile")]
+    assert figures == [
+        {"psnr": 12.34567, "reconstruction_psnr": 29.5},
+        {"clip_similarity": 0.25, "reconstruction_psnr": 29.5},
+    ]
+    assert [attrs["data-quality"] for attrs in page.of_class("tile")] == ["flagged", "passed"]
+    assert "too <dark>" in page.text and "1 flagged" in page.text and "12.35" in page.text
+    options = [attrs["value"] for attrs in page.all("option") if "data-better" in attrs]
+    assert options == ["psnr", "reconstruction_psnr", "clip_similarity"]
+    assert second["key"][:16] in page.text
+
+
+def test_plots_show_every_result_once(run: Run) -> None:
+    rows = []
+    for number in range(40):
+        row = run.result("horse.jpg", f"prompt {number}", run.trajectory("horse.jpg"))
+        figures = {"structure_distance": number / 100, "clip_similarity": 0.2 + number / 1000, "psnr": 20.0}
+        rows.append({"key": row["key"], "source": "horse.jpg", **figures})
+    run.outputs.write_file("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    page = Page(run.report())
+    points = page.all("circle")
+    assert len(points) == 40
+    assert (points[0]["cx"], points[-1]["cx"]) == ("66.0", "426.0")
+    assert (points[0]["cy"], points[-1]["cy"]) == ("256.0", "14.0")
+    counts = re.findall(r"to [\d.]+: (\d+) results?", page.text)
+    assert sum(map(int, counts)) == 2 * 40  # structure and text; what is the same for all has no plot
+    assert "Histogram of psnr" not in str(page.elements)
+
+
+def test_a_second_report_makes_no_thumbnail_again(run: Run) -> None:
+    for number in range(3):
+        run.result(f"{number}.jpg", "a zebra", run.trajectory(f"{number}.jpg", size=400), size=400)
+    text = run.report()
+    kept = {path: path.stat().st_mtime_ns for path in run.store.root.glob("thumbnails/*/*")}
+    assert len(kept) == 3 * 3  # source, reconstruction and result
+    assert run.report() == text
+    assert {path: path.stat().st_mtime_ns for path in run.store.root.glob("thumbnails/*/*")} == kept
+    next(iter(kept)).write_text("no thumbnail")
+    assert run.report() == text
+    run.outputs.write_file("images/1.png", encode_png(picture("another", 400)))
+    assert run.report() != text
 
 
 def test_large_pictures_become_thumbnails_and_small_ones_stay_as_they_are() -> None:

@@ -15,6 +15,10 @@
       element: tile,
       order,
       prompt: text(".prompt", tile),
+      figures: JSON.parse(tile.dataset.figures ?? "{}"),
+      figure: $(".figure", tile),
+      quality: tile.dataset.quality ?? "",
+      attempt: tile.dataset.attempt ?? "",
       words: `${text(".prompt", tile)} ${text(".name", element)}`,
     })),
   }));
@@ -35,20 +39,44 @@
     return shown;
   }
 
+  function bound(selector, otherwise) {
+    const value = $(selector)?.value ?? "";
+    return value === "" ? otherwise : Number(value);
+  }
+
+  function showMetric() {
+    const metric = $("#metric")?.value;
+    for (const tile of cards.flatMap((card) => card.tiles)) {
+      if (!tile.figure) continue;
+      const value = tile.figures[metric];
+      tile.figure.textContent = value === undefined ? `no ${metric}` : `${metric} ${Number(value.toPrecision(4))}`;
+    }
+  }
+
   function filter() {
     const wanted = $("#text").value.toLowerCase().split(/\s+/).filter(Boolean);
     const level = $("#level").value;
     const status = $("input[name=status]:checked", tools).value;
     const matches = (item) => wanted.every((word) => item.words.includes(word));
+    const quality = $("#quality")?.value ?? "";
+    const metric = $("#metric")?.value;
+    const low = bound("#low", -Infinity);
+    const high = bound("#high", Infinity);
+    const isBound = low !== -Infinity || high !== Infinity;
+    const picked = (tile) =>
+      matches(tile) &&
+      (!quality || (quality === "retried" ? tile.quality === "passed" && tile.attempt : tile.quality === quality)) &&
+      (!isBound || (tile.figures[metric] >= low && tile.figures[metric] <= high));
 
     let done = 0;
     show(cards, (card) => {
       if (status === "failed" || (level && card.level !== level)) return false;
-      const shown = show(card.tiles, matches);
+      const shown = show(card.tiles, picked);
       done += shown;
       return shown > 0;
     });
-    const failed = show(failures, (failure) => status !== "done" && !level && matches(failure));
+    const onlyResults = status === "done" || level || quality || isBound;
+    const failed = show(failures, (failure) => !onlyResults && matches(failure));
     const section = $("#failures");
     if (section) {
       section.hidden = failed === 0;
@@ -58,7 +86,7 @@
     if (status !== "failed") {
       parts.push(done === results ? number(done, "result") : `${done.toLocaleString("en")} of ${number(results, "result")}`);
     }
-    if (failures.length && status !== "done" && !level) parts.push(number(failed, "failure"));
+    if (failures.length && !onlyResults) parts.push(number(failed, "failure"));
     $("#count").textContent = parts.join(" · ");
     $("#nothing").hidden = done + failed > 0 || results + failures.length === 0;
   }
@@ -77,6 +105,33 @@
     prompt: (a, b) => alphabet.compare(a.tiles[0]?.prompt, b.tiles[0]?.prompt) || byOrder(a, b),
   };
 
+  // How good a figure is: larger is better. What has none is undefined, and comes last either way.
+  function goodness(tile) {
+    const option = $("#metric")?.selectedOptions[0];
+    const value = tile.figures[option?.value];
+    if (value === undefined) return undefined;
+    const better = option.dataset.better;
+    if (better === "\u2191") return value;
+    if (better === "\u2193") return -value;
+    return better.endsWith("1") ? -Math.abs(Math.log(value)) : -Math.abs(value);
+  }
+
+  const byGoodness = (sign) => (a, b) =>
+    (a.goodness === undefined) - (b.goodness === undefined) || sign * (b.goodness - a.goodness) || byOrder(a, b);
+
+  // Cards go by their foremost tile that is shown.
+  function sortByMetric(sign) {
+    const order = byGoodness(sign);
+    for (const card of cards) {
+      for (const tile of card.tiles) tile.goodness = goodness(tile);
+      card.tiles.sort(order);
+      card.goodness = card.tiles.find((tile) => !tile.element.hidden)?.goodness;
+      arrange(card.list, card.tiles);
+    }
+    cards.sort(order);
+    arrange($("#cards"), cards);
+  }
+
   // Emptied first: moving 2,000 cards one by one takes Chromium four seconds, emptying and filling a tenth of one.
   function arrange(list, items) {
     if (items.length < 2) return;
@@ -86,6 +141,7 @@
 
   function sort() {
     const wanted = $("#sort").value;
+    if (wanted.startsWith("metric")) return sortByMetric(wanted === "metric-best" ? 1 : -1);
     for (const card of cards) {
       card.tiles.sort(wanted === "prompt" ? byPrompt : byOrder);
       arrange(card.list, card.tiles);
@@ -94,20 +150,28 @@
     arrange($("#cards"), cards);
   }
 
+  // By a metric, a card goes by what is shown of it.
+  function update() {
+    filter();
+    if ($("#sort").value.startsWith("metric")) sort();
+  }
+
   let timer;
   $("#text").addEventListener("input", () => {
     clearTimeout(timer);
-    timer = setTimeout(filter, 120);
+    timer = setTimeout(update, 120);
   });
   tools.addEventListener("change", (event) => {
+    if (event.target.id === "metric") showMetric();
     if (event.target.id === "sort") sort();
-    else filter();
+    else update();
   });
   tools.addEventListener("submit", (event) => event.preventDefault());
   $("#clear").addEventListener("click", () => {
-    const order = $("#sort").value;
+    const [order, metric] = [$("#sort").value, $("#metric")?.value];
     tools.reset();
     $("#sort").value = order;
+    if (metric) $("#metric").value = metric;
     filter();
     $("#text").focus();
   });
@@ -117,6 +181,20 @@
     $("#sort").dispatchEvent(new Event("change", { bubbles: true }));
     filter();
     $("#failures details").open = true;
+  });
+
+  // Plots ----------------------------------------------------------------------------------------------------------
+
+  document.addEventListener("click", (event) => {
+    const bar = event.target.closest(".bar");
+    if (bar) {
+      $("#metric").value = bar.dataset.metric;
+      $("#low").value = bar.dataset.low;
+      $("#high").value = bar.dataset.high;
+      $("#metric").dispatchEvent(new Event("change", { bubbles: true }));
+    }
+    const point = event.target.closest(".scatter a");
+    if (point && $(point.getAttribute("href"))?.checkVisibility() === false) $("#clear").click(); // it was filtered out
   });
 
   // Compare --------------------------------------------------------------------------------------------------------
@@ -205,7 +283,7 @@
   }
 
   for (const button of all(".copy")) button.hidden = false;
-  $("#cards").addEventListener("click", async (event) => {
+  $("#results").addEventListener("click", async (event) => {
     const button = event.target.closest(".copy");
     if (!button) return;
     await toClipboard(button.dataset.copy);
@@ -214,7 +292,8 @@
     setTimeout(() => (button.textContent = words), 1500);
   });
 
-  if ($("#sort").value !== "order") sort(); // a browser may keep the choices over a reload
+  showMetric();
   filter();
+  if ($("#sort").value !== "order") sort(); // a browser may keep the choices over a reload
   tools.hidden = false;
 })();

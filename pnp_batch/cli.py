@@ -511,7 +511,7 @@ def shapes_judge(
 @bench_app.command("shapes")
 @_verb
 def bench_shapes(
-    scenes: Annotated[int, typer.Option(min=2, help="Held-out scenes.")] = 24,
+    scenes: Annotated[int, typer.Option(min=1, help="Held-out scenes.")] = 24,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the rows here.", show_default=False)
     ] = None,

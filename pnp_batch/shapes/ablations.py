@@ -26,13 +26,13 @@ class InversionPoint:
         name: The method, with its steps.
         rows: UNet rows a picture.
         psnr: Mean reconstruction PSNR in dB, against the picture.
-        ci95: Half of its 95% interval.
+        ci95: Half of its 95% interval; None for one picture.
     """
 
     name: str
     rows: float
     psnr: float
-    ci95: float
+    ci95: float | None
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,6 @@ def _inversions(
         errors = [outcome.errors for outcome in bench.of(setting)]
         psnr = summarised([float(each["reconstruction_psnr"]) for each in errors])
         rows = sum(each["inversion_rows"] for each in errors) / len(errors)
-        points.append(InversionPoint(setting.name, rows, psnr.mean, psnr.half))
+        points.append(InversionPoint(setting.name, rows, psnr.mean, psnr.half if psnr.n > 1 else None))
         vae = sum(each["vae_psnr"] for each in errors) / len(errors)
     return points, vae

@@ -13,7 +13,7 @@ from rich import box
 from rich.table import Table
 
 from pnp_batch.media.images import encode_png
-from pnp_batch.shapes.ablations import Ablations
+from pnp_batch.shapes.ablations import Ablations, InversionPoint
 from pnp_batch.shapes.benchmark import EDITS, Bench, Margin, Outcome
 from pnp_batch.shapes.scenes import caption, render
 
@@ -39,12 +39,8 @@ def judged(figures: Mapping[str, float]) -> str:
 
 def reach(sources: Mapping[str, float]) -> str:
     """What the judge measures where nothing was edited, in a line."""
-    came_back = (
-        f", {sources['reconstruction']:.3f} on what comes back from their inversion"
-        if "reconstruction" in sources
-        else ""
-    )
-    return f"Structure of the sources themselves: {sources['picture']:.3f}{came_back}. Nothing can score higher."
+    best, back = sources["picture"], sources["reconstruction"]
+    return f"Structure of the sources themselves: {best:.3f}; of what comes back from their inversion: {back:.3f}."
 
 
 HEADS = ("method", "setting", "structure", "text", "shape kept", "n", *EDITS)
@@ -110,7 +106,7 @@ def ablation_tables(found: Ablations) -> list[Table | str]:
     for number, head in enumerate(("method", "UNet rows", "reconstruction PSNR (dB)")):
         inversions.add_column(head, justify="left" if number == 0 else "right")
     for point in found.inversions:
-        inversions.add_row(point.name, f"{point.rows:.0f}", f"{point.psnr:.2f} ± {point.ci95:.2f}")
+        inversions.add_row(point.name, f"{point.rows:.0f}", _decibels(point))
     inversions.add_row("the VAE alone", "0", f"{found.vae_psnr:.2f}")
     return [
         *(table(bench.rows(), title) for title, bench in _benches(found).items()),
@@ -118,6 +114,10 @@ def ablation_tables(found: Ablations) -> list[Table | str]:
         judged(found.thresholds.judge),
         reach(found.thresholds.sources),
     ]
+
+
+def _decibels(point: InversionPoint) -> str:
+    return f"{point.psnr:.2f}" + (f" ± {point.ci95:.2f}" if point.ci95 is not None else "")
 
 
 def _benches(found: Ablations) -> dict[str, Bench]:

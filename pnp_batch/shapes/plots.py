@@ -64,6 +64,12 @@ def _label(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
         placed.append((x, height))
         line = {"arrowstyle": "-", "color": COLOURS[row["method"]], "lw": 0.4}
         style: dict[str, Any] = {"fontsize": 7, "color": COLOURS[row["method"]], "va": "center", "arrowprops": line}
+        style["bbox"] = {
+            "facecolor": "white",
+            "edgecolor": "none",
+            "alpha": 0.85,
+            "pad": 0.6,
+        }  # over the intervals' lines
         axes.annotate(row["setting"], (x, y), xytext=(x + 0.035, height), **style)
 
 
@@ -125,7 +131,11 @@ def _bars(
 def _inversion(axes: Axes, found: Ablations) -> None:
     calls = [point.rows for point in found.inversions]
     axes.errorbar(
-        calls, [p.psnr for p in found.inversions], yerr=[p.ci95 for p in found.inversions], fmt="o", color="#0d9488"
+        calls,
+        [p.psnr for p in found.inversions],
+        yerr=[p.ci95 or 0 for p in found.inversions],
+        fmt="o",
+        color="#0d9488",
     )
     for point in found.inversions:
         axes.annotate(point.name, (point.rows, point.psnr), xytext=(5, -9), textcoords="offset points", fontsize=7)

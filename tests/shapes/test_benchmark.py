@@ -119,7 +119,7 @@ def test_the_whole_benchmark_and_again(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_all_ablations_on_one_page(tmp_path: Path) -> None:
-    said, rows = run(tmp_path, "--scenes", "2", "--ablations")
+    said, rows = run(tmp_path, "--scenes", "1", "--ablations")
     assert {row["ablation"] for row in rows} == {"thresholds", "sites", "negative prompting", "inversion"}
     assert "reconstruction PSNR" in said
     assert (tmp_path / "ablations.png").exists()

@@ -107,8 +107,8 @@ def _sites(axes: Axes, bench: Bench, kind: str, title: str) -> None:
     ):
         _bars(axes, np.arange(len(rows)) + offset, rows, key, ci, colour, 0.38)
     axes.set_xticks(range(len(rows)), names)
-    axes.set(ylim=(0, 1.05), title=title)
-    axes.legend(frameon=False, fontsize=8)
+    axes.set(ylim=(0, 1.2), title=title, yticks=np.linspace(0, 1, 6))
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper left")
 
 
 def _bars(
@@ -152,9 +152,11 @@ def _negatives(axes: Axes, bench: Bench) -> None:
         ("text_accuracy", "text_ci95", 0.2, "#2563eb"),
     ):
         _bars(axes, np.arange(len(rows)) + offset, rows, key, ci, colour, 0.38)
-    axes.set_xticks(range(len(rows)), [row["setting"].replace(", ", "\n") for row in rows], fontsize=7)
-    axes.set(ylim=(0, 1.05), title="negative prompting, plain scenes")
-    axes.legend(frameon=False, fontsize=8)
+    axes.set_xticks(
+        range(len(rows)), [row["setting"].replace("guidance ", "w = ").replace(", ", "\n") for row in rows], fontsize=7
+    )
+    axes.set(ylim=(0, 1.2), title="negative prompting, plain scenes", yticks=np.linspace(0, 1, 6))
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper left")
 
 
 def _png(figure: Figure) -> bytes:

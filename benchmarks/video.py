@@ -22,7 +22,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -211,7 +210,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def cost(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """Seconds a frame and peak memory of runs over clips of several lengths, each in a process of its own."""
+    """CPU seconds a frame and peak memory of runs over clips of several lengths, each in a process of its own."""
     rows = []
     for length in arguments.lengths:
         place = folder / f"length{length}"
@@ -225,19 +224,18 @@ def cost(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
             "inputs": [{"video": "clip", "prompts": ["a gold star on night"]}],
         }
         (place / "manifest.yaml").write_text(yaml.safe_dump(content))
-        begin = time.monotonic()
         code = (
             "import resource, sys; from pnp_batch.cli import app\n"
             "try: app()\n"
             "except SystemExit as end: assert not end.code\n"
-            "print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+            "used = resource.getrusage(resource.RUSAGE_SELF)\n"
+            "print('USED', used.ru_maxrss, used.ru_utime + used.ru_stime)"
         )
         command = [sys.executable, "-c", code, "run", str(place / "manifest.yaml")]
         printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        seconds = time.monotonic() - begin
-        peak = int(printed.split("PEAK")[1]) / 1024
-        rows.append({"frames": length, "seconds_per_frame": seconds / length, "peak_mb": peak})
-        print(f"{length:>6} frames: {seconds / length:6.2f} s a frame, peak {peak:6.0f} MB", flush=True)
+        peak, seconds = (float(word) for word in printed.split("USED")[1].split())
+        rows.append({"frames": length, "cpu_seconds_per_frame": seconds / length, "peak_mb": peak / 1024})
+        print(f"{length:>6} frames: {seconds / length:6.2f} CPU s a frame, peak {peak / 1024:6.0f} MB", flush=True)
     return rows
 
 

@@ -641,7 +641,7 @@ def _show_estimate(plan: Plan) -> int:
 
 def _show_retries(plan: Plan, counts: Survey) -> None:
     retries, judged = counts.retries, sum(counts.judged.values())
-    print(f"quality:    {counts.translations - judged} results to judge; {judged} have their verdict")
+    print(f"quality:    {counts.unjudged} results to judge; {judged} have their verdict")
     if retries.rows:
         print(
             f"            at most {retries.rows} UNet rows and {retries.disk_bytes / 1e6:.1f} MB more, "

@@ -32,10 +32,11 @@ class Survey:
         translations: Results in the plan.
         translated: Of them with a picture in the store.
         assembled: Of them with a file in the output folder.
-    judged: Of them by the quality gate's verdict; empty where there is no gate.
-    retries: What the gate costs at most: every retry of everything that has no verdict yet.
         failed: Of them listed in `failures.jsonl`.
+        judged: Of them by the quality gate's verdict; empty where there is no gate.
+        unjudged: Pictures that have no verdict yet (videos get none).
         left: What the rest costs.
+        retries: What the gate costs at most: every retry of everything that has no verdict yet.
     """
 
     sources: int = 0
@@ -45,6 +46,7 @@ class Survey:
     assembled: int = 0
     failed: int = 0
     judged: dict[str, int] = field(default_factory=dict)
+    unjudged: int = 0
     left: Estimate = field(default_factory=Estimate)
     retries: Estimate = field(default_factory=Estimate)
 
@@ -89,6 +91,7 @@ def _count(result: Survey, item: Item, plan: Plan, worker: Worker, listed: Colle
     result.translations += len(item.units)
     if missing:
         result.left.add(replace(job, translations=tuple(missing)), plan.checkpoint, has_trajectory=has_trajectory)
+    result.unjudged += len(open_)
     _add_retries(result.retries, plan, job, open_)
 
 

@@ -32,6 +32,13 @@ def clean_from(output: Tensor, latents: Tensor, a: float, prediction_type: str) 
     return clean
 
 
+def output_for(clean: Tensor, latents: Tensor, a: float, prediction_type: str) -> Tensor:
+    """What the UNet would have to return for `latents` for `clean_from` to give `clean`."""
+    signal: Tensor = latents - a**0.5 * clean if prediction_type == "epsilon" else a**0.5 * latents - clean
+    output: Tensor = signal / (1 - a) ** 0.5
+    return output
+
+
 def renoised(clean: Tensor, noise: Tensor, a: float) -> Tensor:
     """The latent at a noise level."""
     latents: Tensor = a**0.5 * clean + (1 - a) ** 0.5 * noise

@@ -21,6 +21,9 @@ from pnp_batch.diffusion.injection import replaced
 
 Features = Mapping[str, Tensor]
 
+# Of latents, whose values are about 1: the difference at which little is taken over, and what distance on the picture counts.
+UNLIKE, FAR = 0.6, 0.3
+
 MAX_SIMILARITIES = 2**24  # similarities held at once, 64 MB: a frame of 64x64 tokens has as many
 
 
@@ -228,3 +231,71 @@ class _Propagated(nn.Module):
             for known in self._outputs.chunk(texts)
         ]
         return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class LatentFlow:
+    """Which cells of the keyframes' latents the cells of some frames correspond to, and how alike the source is there.
+
+    Attributes:
+        places: Where the frames stand among the keyframes.
+        cells: For the keyframe before and the one after, (frames, cells) int64 each.
+        alike: Likewise, (frames, 1, height, width) from 0 to 1.
+    """
+
+    places: Between
+    cells: tuple[Tensor, Tensor]
+    alike: tuple[Tensor, Tensor]
+
+    def followed(self, clean: Tensor, keys: Tensor) -> Tensor:
+        """Predicted clean latents, drawn to those of the keyframes where the source is alike.
+
+        Args:
+            clean: (frames, 4, height, width) of the frames.
+            keys: (keyframes, 4, height, width) of the keyframes.
+        """
+        weight = self.places.weight[:, None, None, None]
+        sides = ((self.places.before, 1 - weight), (self.places.after, weight))
+        drawn = torch.zeros_like(clean)
+        for (numbers, share), cells, alike in zip(sides, self.cells, self.alike, strict=True):
+            drawn += share * (alike * _gathered(keys[numbers], cells) + (1 - alike) * clean)
+        return drawn
+
+
+def latent_flow(source: Tensor, keys: Tensor, places: Between) -> LatentFlow:
+    """Finds correspondences between the source's own latents: beyond TokenFlow, whose attentions leave convolutions alone.
+
+    Args:
+        source: (frames, 4, height, width) the source's latents without noise.
+        keys: (keyframes, 4, height, width) those of the keyframes.
+        places: Where the frames stand among the keyframes.
+    """
+    sides = [_corresponding(source, keys[numbers]) for numbers in (places.before, places.after)]
+    cells, alike = zip(*sides, strict=True)
+    return LatentFlow(places, cells, alike)
+
+
+def _corresponding(source: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest cells by their 3x3 surroundings, near ones preferred, and how alike they are."""
+    height, width = source.shape[-2:]
+    grid = torch.cartesian_prod(torch.arange(height), torch.arange(width)).to(source) / max(height, width)
+    cells = torch.empty(len(source), height * width, dtype=torch.int64, device=source.device)
+    rows = max(MAX_SIMILARITIES // (height * width), 1)
+    for frame, (own, key) in enumerate(zip(_surroundings(source), _surroundings(keys), strict=True)):
+        for begin in range(0, len(own), rows):
+            part = slice(begin, begin + rows)
+            far = torch.cdist(own[part], key).square() / own.shape[1] + FAR * torch.cdist(grid[part], grid).square()
+            cells[frame, part] = far.argmin(-1)
+    unlike = (source - _gathered(keys, cells)).square().mean(1, keepdim=True)
+    around = F.avg_pool2d(F.pad(unlike, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    return cells, torch.exp(-around / UNLIKE**2)
+
+
+def _surroundings(latents: Tensor) -> Tensor:
+    """(frames, cells, 9 * channels): each cell with its neighbours."""
+    return F.unfold(F.pad(latents, (1, 1, 1, 1), mode="replicate"), 3).transpose(1, 2)
+
+
+def _gathered(latents: Tensor, cells: Tensor) -> Tensor:
+    index = cells[:, None].expand(-1, latents.shape[1], -1)
+    return torch.gather(latents.flatten(2), 2, index).unflatten(2, latents.shape[-2:])  # type: ignore[no-untyped-call, no-any-return]

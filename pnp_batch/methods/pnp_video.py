@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pnp_batch.clips import SEGMENT
+from pnp_batch.diffusion import ddim
 from pnp_batch.diffusion.guidance import Row, guidance_rows
 from pnp_batch.diffusion.injection import injected, read_features
 from pnp_batch.diffusion.inversion import denoise, weighted_sum
@@ -21,11 +22,13 @@ from pnp_batch.diffusion.steps import Loop, State, plain_loop
 from pnp_batch.diffusion.tokenflow import (
     Features,
     Flow,
+    LatentFlow,
     TokenSite,
     between,
     flow,
     joint_attention,
     keyframes,
+    latent_flow,
     propagated,
     token_sites,
 )
@@ -90,17 +93,22 @@ class _Window:
             known.append(self._keyframes(target, keys[n], state[str(n)], i, shared[keys[n]]))
         for frames in self.chunks:
             source = self._source(frames, i)
-            flows = {each: self._flow(frames, each, source, tokens) for each, tokens in shared.items()}
+            flows = {each: self._flows(frames, each, source, tokens) for each, tokens in shared.items()}
             for n, target in enumerate(self.targets):
                 latents = state[str(n)][frames.start : frames.stop]
-                output = self._between(target, latents, i, source, known[n], flows[keys[n]])
+                output = self._between(target, latents, i, source, known[n], *flows[keys[n]])
                 state[str(n)][frames.start : frames.stop] = denoise(self.model, latents, output, self.timesteps, i)
 
     def _keys(self, target: Target, i: int) -> list[int]:
         return keyframes(target.settings.seed, i, self.first, len(self.trajectory), SEGMENT)
 
-    def _flow(self, frames: Sequence[int], keys: Sequence[int], source: Features, key_source: Features) -> Flow:
-        return flow(self.tokens, source, key_source, between(frames, keys, self.model.device))
+    def _flows(
+        self, frames: Sequence[int], keys: Sequence[int], source: Features, key_source: Features
+    ) -> tuple[Flow, LatentFlow]:
+        places = between(frames, keys, self.model.device)
+        clean = self.trajectory[:, -1].to(self.model.device)  # at the last timestep hardly any noise is left
+        tokens = flow(self.tokens, source, key_source, places)
+        return tokens, latent_flow(clean[list(frames)], clean[list(keys)], places)
 
     def _source(self, frames: Sequence[int], i: int) -> Features:
         """What the source has at a step: everything that any target injects, and the tokens of every self-attention."""
@@ -111,23 +119,41 @@ class _Window:
 
     def _keyframes(
         self, target: Target, keys: Sequence[int], latents: Tensor, i: int, source: Features
-    ) -> dict[str, Tensor]:
-        """What the self-attentions of the keyframes get, attending to each other."""
+    ) -> tuple[Features, Tensor]:
+        """What the self-attentions of the keyframes get, attending to each other, and the clean latents they predict."""
         rows = guidance_rows(target.prompt, target.settings, i)
         sites = sites_of(self.model, target, i)
+        own = latents[list(keys)]
         with joint_attention(self.tokens, len(keys)) as outputs:
-            self._pass(rows, latents[list(keys)], i, sites, source)
-        return outputs
+            output = self._guided(rows, own, i, sites, source)
+        return outputs, ddim.clean_from(output, own, self._alpha(i), self.model.prediction_type)
 
     def _between(
-        self, target: Target, latents: Tensor, i: int, source: Features, known: Features, along: Flow
+        self,
+        target: Target,
+        latents: Tensor,
+        i: int,
+        source: Features,
+        known: tuple[Features, Tensor],
+        tokens: Flow,
+        cells: LatentFlow,
     ) -> Tensor:
-        """The guided prediction for some frames, with self-attention taken from the keyframes."""
+        """The guided prediction for some frames, with self-attention and likeness taken from the keyframes."""
         rows = guidance_rows(target.prompt, target.settings, i)
         # Queries and keys are void: the self-attentions they would go into are not computed.
         sites = [site for site in sites_of(self.model, target, i) if isinstance(site, FeatureSite)]
-        with propagated(self.tokens, known, along):
-            output = self._pass(rows, latents, i, sites, source)
+        outputs, key_clean = known
+        with propagated(self.tokens, outputs, tokens):
+            output = self._guided(rows, latents, i, sites, source)
+        alpha, kind = self._alpha(i), self.model.prediction_type
+        clean = cells.followed(ddim.clean_from(output, latents, alpha, kind), key_clean)
+        return ddim.output_for(clean, latents, alpha, kind)
+
+    def _alpha(self, i: int) -> float:
+        return self.model.alphas[self.timesteps[i]]
+
+    def _guided(self, rows: Sequence[Row], latents: Tensor, i: int, sites: Sequence[Site], source: Features) -> Tensor:
+        output = self._pass(rows, latents, i, sites, source)
         owner = torch.arange(len(latents), device=output.device).repeat(len(rows))
         weights = torch.tensor([row.weight for row in rows], device=output.device).repeat_interleave(len(latents))
         return weighted_sum(output, owner, weights, len(latents))

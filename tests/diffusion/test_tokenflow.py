@@ -11,9 +11,19 @@ import torch
 import torch.nn.functional as F
 
 from pnp_batch.checkpoint import resolve
+from pnp_batch.diffusion import ddim
 from pnp_batch.diffusion.inversion import ddim_invert
 from pnp_batch.diffusion.model import DiffusionModel, load_model
-from pnp_batch.diffusion.tokenflow import between, flow, joint_attention, keyframes, nearest, propagated, token_sites
+from pnp_batch.diffusion.tokenflow import (
+    between,
+    flow,
+    joint_attention,
+    keyframes,
+    latent_flow,
+    nearest,
+    propagated,
+    token_sites,
+)
 from pnp_batch.manifest import Settings
 from pnp_batch.methods import pnp, pnp_video
 
@@ -118,6 +128,29 @@ class TestAttention:
         first, second = outputs[site.name].chunk(2)
         torch.testing.assert_close(given[0], first[0])  # the keyframe itself
         torch.testing.assert_close(given[3], 0.75 * second[0, order] + 0.25 * second[1, order])
+
+
+class TestLatents:
+    def test_a_frame_like_its_keyframe_takes_its_prediction_and_another_keeps_its_own(self) -> None:
+        source = noise(2, 4, 8, 8)
+        unlike = torch.stack([source[0], source[1] + 9])
+        along = latent_flow(unlike, source, between([0, 7], [0, 7], CPU))
+        own, keys = noise(2, 4, 8, 8, seed=1), noise(2, 4, 8, 8, seed=2)
+        drawn = along.followed(own, keys)
+        torch.testing.assert_close(drawn[0], keys[0])
+        torch.testing.assert_close(drawn[1], own[1])
+
+    def test_a_shifted_picture_is_followed(self) -> None:
+        keys = noise(1, 4, 8, 8)
+        along = latent_flow(keys.roll(1, -1), keys, between([1], [0], CPU))
+        drawn = along.followed(noise(1, 4, 8, 8, seed=1), keys)
+        torch.testing.assert_close(drawn[..., 2:-1], keys.roll(1, -1)[..., 2:-1])
+
+    @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+    def test_the_output_for_a_clean_latent_gives_that_latent(self, kind: str) -> None:
+        clean, latents = noise(1, 4, 8, 8).double(), noise(1, 4, 8, 8, seed=1).double()
+        output = ddim.output_for(clean, latents, 0.3, kind)
+        torch.testing.assert_close(ddim.clean_from(output, latents, 0.3, kind), clean)
 
 
 class TestWindows:

@@ -77,7 +77,7 @@ def translate(
         ItemError: The picture cannot be read, or the result is not finite.
     """
     chosen = settings_from(settings).settled()
-    run = run_from({"devices": device, "dtype": dtype})
+    run = run_from({"devices": [int(device)] if str(device).isdecimal() else device, "dtype": dtype})
     if not prompt.strip():
         raise ManifestError([Problem("settings", None, "prompt", "the prompt is empty")])
     checkpoint = resolve(str(model), Path.cwd(), revision=revision, variant=variant, config=config)
@@ -105,7 +105,7 @@ def _pixels(image: str | Path | Image.Image | np.ndarray[Any, Any], chosen: Sett
 
 @lru_cache(maxsize=1)
 def _loaded(checkpoint: Checkpoint, run: RunSpec) -> DiffusionModel:
-    device = pick_device(run.devices)
+    device = pick_device(run.device)
     return load_model(checkpoint, device, run.dtype_on(device.type))
 
 

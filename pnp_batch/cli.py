@@ -101,9 +101,12 @@ def run(
     ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Only what failed in an earlier run.")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.")] = False,
-    engine: Annotated[str | None, typer.Option(help="Overrides run.engine.")] = None,
+    engine: Annotated[str | None, typer.Option(help="Overrides run.engine: local, ray or slurm.")] = None,
     devices: Annotated[
-        str | None, typer.Option(help="Overrides run.devices: auto, cpu, cuda, cuda:1 or a number.")
+        str | None,
+        typer.Option(
+            help="Overrides run.devices: auto, all, how many, the numbers of GPUs (0,1), cpu, cuda or cuda:1."
+        ),
     ] = None,
     source: Annotated[
         str | None,
@@ -118,7 +121,7 @@ def run(
     ] = None,
 ) -> int:
     """Make every result the manifest names that is not there yet."""
-    from pnp_batch.engines import ENGINES, Run
+    from pnp_batch.engines import ENGINES, Run, engine_for
     from pnp_batch.monitor import view_for
     from pnp_batch.stages import STAGES
 
@@ -129,11 +132,14 @@ def run(
     if source is not None or prompt is not None or key is not None:
         plan = _selection(plan, source, prompt, key)
     _ = _worker(plan).rule  # says now, not after hours, that weights of the quality gate are missing
+    chosen = ENGINES[engine_for(loaded)]
     if dry_run:
-        return _show_estimate(plan)
+        _show_estimate(plan)
+        chosen.preview(plan)
+        return OK
     console = _console()
     stages = (only,) if only else tuple(STAGES)
-    summary = ENGINES[loaded.run.engine](Run(plan, view_for(console), stages, fail_fast))
+    summary = chosen(Run(plan, view_for(console), stages, fail_fast))
     for message in summary.corrupt:
         _say(message)
     _say(
@@ -199,7 +205,7 @@ def status(
     from dataclasses import asdict
 
     from pnp_batch.monitor import clock
-    from pnp_batch.survey import progress, survey
+    from pnp_batch.survey import progress, survey, workers
 
     plan = _plan(_load(manifest), quiet=True)
     counts, last = survey(plan, _worker(plan)), progress(plan.manifest.output)
@@ -223,10 +229,14 @@ def status(
             "quality: "
             + ", ".join(f"{counts.judged.get(word, 0)} {word}" for word in ("passed", "flagged", "not judged"))
         )
+    if counts.quarantined:
+        print(f"{counts.quarantined} in quarantine: workers died of them; --retry-failed tries them again")
     if last is not None:
         rate = last["rows"] / last["seconds"] if last["seconds"] else 0.0
         eta = f", ETA {clock(last['eta'])}" if last["running"] else ""
         print(f"last run: {clock(last['seconds'])}, {last['rows']} UNet rows, {rate:.1f} rows/s{eta}")
+    for worker in workers(plan):
+        print(worker)
     return OK
 
 
@@ -612,7 +622,7 @@ def _store(manifest: Path) -> Any:
     return ArtifactStore(_load(manifest).store)
 
 
-def _show_estimate(plan: Plan) -> int:
+def _show_estimate(plan: Plan) -> None:
     from pnp_batch.monitor import clock
     from pnp_batch.runner import bank_forecast, seconds_per_row_cell
     from pnp_batch.survey import survey
@@ -627,7 +637,11 @@ def _show_estimate(plan: Plan) -> int:
     )
     free = shutil.disk_usage(_existing_parent(plan.manifest.store)).free
     print(f"disk:       {left.disk_bytes / 1e6:.1f} MB at most, {free / 1e6:.0f} MB free")
-    if left.rows:
+    if left.rows and not worker.is_at_work_here:
+        print(
+            f"time:       cannot be told on this machine, which has no device of the workers' kind ({worker.context.device})"
+        )
+    elif left.rows:
         cell_seconds = seconds_per_row_cell(plan, worker)
         seconds = None if cell_seconds is None else cell_seconds * left.row_cells
         print(f"time:       about {clock(seconds)} on {worker.context.device} (from one timed UNet pass)")
@@ -636,7 +650,6 @@ def _show_estimate(plan: Plan) -> int:
         _show_retries(plan, counts)
     if left.disk_bytes > free:
         _say("warning: there may not be enough space on the disk")
-    return OK
 
 
 def _show_retries(plan: Plan, counts: Survey) -> None:

@@ -84,6 +84,11 @@ class Window:
     overlapping: bool
 
     @property
+    def cut(self) -> tuple[int, int, bool]:
+        """What makes a window of the clip."""
+        return self.first, self.count, self.overlapping
+
+    @property
     def shared(self) -> int:
         """How many of its frames the window before holds, too."""
         return min(SEGMENT, self.count) if self.overlapping and self.first else 0

@@ -14,8 +14,9 @@ import yaml
 from pnp_batch.errors import disk_errors_named
 from pnp_batch.inputs import Source, Translation
 from pnp_batch.manifest import METHODS_OF, Manifest, QualitySpec, Settings
+from pnp_batch.plan import Package, unit_id
 from pnp_batch.stages.outputs import append_line
-from pnp_batch.stages.work import Unit
+from pnp_batch.stages.work import Outcome
 from pnp_batch.store.files import write_atomic
 
 Row = Mapping[str, Any]
@@ -31,20 +32,22 @@ class FailureList:
         self.rows: dict[str, Row] = {row["id"]: row for row in _read(self.path) if "id" in row}
         self._fresh: set[str] = set()
 
-    def settle(self, units: Iterable[Unit]) -> list[Unit]:
-        """Takes note of how results ended; gives the failed ones back."""
+    def settle(self, package: Package, outcomes: Iterable[Outcome]) -> list[Row]:
+        """Takes note of how results of a package ended; gives the rows of the failed ones."""
+        units = {unit_id(job.source, each): (job.source, each) for job in package.jobs for each in job.translations}
         failed = []
-        for unit in units:
-            if unit.error is None and unit.item.job.window and not unit.is_done:
+        for outcome in outcomes:
+            source, translation = units[outcome.id]
+            if outcome.error is None and source.video is not None and not outcome.done:
                 continue  # a video is not done before its last window, and may have failed in another one
-            self.rows.pop(unit.id, None)
-            if unit.error is not None:
-                if unit.id in self._fresh:
+            self.rows.pop(outcome.id, None)
+            if outcome.error is not None:
+                if outcome.id in self._fresh:
                     continue  # said already
-                failed.append(unit)
-                self.rows[unit.id] = row = self._row(unit)
-                self._fresh.add(unit.id)
+                self.rows[outcome.id] = row = self._row(source, translation, outcome)
+                self._fresh.add(outcome.id)
                 append_line(self.path, row)  # at once, for `status` and for a run that is killed
+                failed.append(row)
         return failed
 
     def finish(self, whole_plan: bool) -> None:
@@ -65,24 +68,22 @@ class FailureList:
             write_atomic(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows.values()))
             write_atomic(self.root / "failed.yaml", self._as_manifest())
 
-    def _row(self, unit: Unit) -> Row:
-        assert unit.error is not None
-        source = unit.item.job.source
-        place = Path("tracebacks") / f"{unit.id[:16]}.txt"
+    def _row(self, source: Source, translation: Translation, outcome: Outcome) -> Row:
+        place = Path("tracebacks") / f"{outcome.id[:16]}.txt"
         with disk_errors_named(str(self.root / place)):
-            write_atomic(self.root / place, unit.traceback)
+            write_atomic(self.root / place, outcome.traceback)
         return {
             "source": source.name,
-            "prompt": unit.translation.prompt,
-            "stage": unit.stage,
-            "error": str(unit.error) or type(unit.error).__name__,
+            "prompt": translation.prompt,
+            "stage": outcome.stage,
+            "error": outcome.error,
             "traceback": place.as_posix(),
-            "id": unit.id,
-            "input": _as_input(source, unit.translation, self.manifest.defaults, self.root),
+            "id": outcome.id,
+            "input": _as_input(source, translation, self.manifest.defaults, self.root),
         }
 
     def _as_manifest(self) -> str:
-        manifest, run = self.manifest, self.manifest.run.given()
+        manifest, run = self.manifest, self.manifest.run.model_dump(mode="json", exclude_unset=True)
         run["store"] = os.path.relpath(manifest.store, self.root)
         content = {
             "version": 1,

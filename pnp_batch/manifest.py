@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import json
 import math
 import os
 import re
@@ -165,10 +166,21 @@ def _auto_or_count(value: Any) -> Any:
     return int(value)
 
 
-def _device(value: Any) -> Any:
-    if isinstance(value, bool) or not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps|\d+", str(value)):
-        raise PydanticCustomError("devices", "this should be auto, cpu, cuda, cuda:1 or a number")
-    return value
+def _devices(value: Any) -> Any:
+    """A word, a count, or the numbers of some GPUs, which the command line writes as `0,1`."""
+    numbers = re.fullmatch(r"\[?(\d+(?: *, *\d+)+|(?<=\[)\d+)\]?", value) if isinstance(value, str) else None
+    listed = [int(part) for part in numbers[1].split(",")] if numbers else value
+    if isinstance(listed, list | tuple):
+        if not listed or len(set(listed)) < len(listed) or not all(type(n) is int and n >= 0 for n in listed):
+            raise PydanticCustomError(
+                "devices", "the numbers of GPUs should be whole, at least one, and each named once"
+            )
+        return tuple(listed)
+    if isinstance(value, bool) or not re.fullmatch(r"auto|all|cpu|cuda(:\d+)?|mps|0*[1-9]\d*", str(value)):
+        raise PydanticCustomError(
+            "devices", "this should be auto, all, cpu, cuda, cuda:1, how many devices, or their numbers ([0, 1])"
+        )
+    return int(value) if str(value).isdecimal() else value
 
 
 def _names(value: Any) -> Any:
@@ -406,11 +418,53 @@ class InputSpec(Settings, VideoSpec):
         return VideoSpec.model_construct(self.model_fields_set & values.keys(), **values)
 
 
+class RaySpec(_Value):
+    """Engine `ray`: which cluster, and what each worker takes of it.
+
+    `num_gpus` is 1 where the cluster has GPUs if left out; a fraction puts several workers on one.
+    """
+
+    address: Name | None = None
+    num_cpus: Annotated[Integer, Field(ge=1)] = 1
+    num_gpus: Annotated[Number, Field(ge=0)] | None = None
+    resources: dict[str, Annotated[Number, Field(gt=0)]] = {}
+
+
+class SlurmSpec(_Value):
+    """Engine `slurm`: a job array. Everything but the first three goes into the sbatch script as it is.
+
+    `tasks` is the size of the array, `parallel` how many of it run at once, `logs` the folder of scripts and logs.
+    """
+
+    tasks: Annotated[Integer, Field(ge=1, le=100_000)] = 8
+    parallel: Annotated[Integer, Field(ge=1)] | None = None
+    logs: Name | None = None
+    partition: Name | None = None
+    time: Annotated[Integer, Field(ge=1)] = 60
+    gres: Name | None = None
+    gpus_per_node: Annotated[Integer, Field(ge=1)] | None = None
+    cpus_per_task: Annotated[Integer, Field(ge=1)] = 1
+    mem: Name | None = None
+    account: Name | None = None
+    qos: Name | None = None
+    constraint: Name | None = None
+    nodelist: Name | None = None
+    setup: tuple[Text, ...] = ()
+    python: Name | None = None
+
+    @property
+    def wants_gpus(self) -> bool:
+        """Whether its jobs get a GPU."""
+        return self.gpus_per_node is not None or "gpu" in (self.gres or "")
+
+
 class RunSpec(_Value):
     """How to run, never what: nothing here changes a result (but `dtype` and `bank_compression`, which are in its key)."""
 
-    engine: Literal["local"] = "local"
-    devices: Annotated[str | int, PlainValidator(_device)] = "auto"
+    engine: Literal["local", "ray", "slurm"] = "local"
+    devices: Annotated[str | int | tuple[int, ...], PlainValidator(_devices)] = "auto"
+    ray: Annotated[RaySpec, BeforeValidator(_empty_for_nothing)] = RaySpec()
+    slurm: Annotated[SlurmSpec, BeforeValidator(_empty_for_nothing)] = SlurmSpec()
     batch_size: Annotated[int | Literal["auto"], PlainValidator(_auto_or_count)] = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     bank: Annotated[Literal["auto", "memory", "disk", "off"], BeforeValidator(_off_is_a_word)] = "auto"
@@ -419,6 +473,8 @@ class RunSpec(_Value):
     reconstruction: Literal["measured", "skipped"] = "measured"
     store: Name | None = None
     checkpoint_seconds: Annotated[Number, Field(ge=0)] = 30.0
+    max_attempts: Annotated[Integer, Field(ge=2, le=1000)] = 3
+    unit_timeout: Annotated[Number, Field(gt=0)] | None = None
 
     @model_validator(mode="after")
     def _something_to_compress(self) -> RunSpec:
@@ -427,6 +483,26 @@ class RunSpec(_Value):
                 "bank_compression", "bank_compression needs a bank; write bank: auto, memory or disk"
             )
         return self
+
+    @property
+    def devices_wanted(self) -> int | None:
+        """How many devices are asked for; None for as many as there are."""
+        if isinstance(self.devices, tuple):
+            return len(self.devices)
+        return self.devices if isinstance(self.devices, int) else None if self.devices in ("auto", "all") else 1
+
+    @property
+    def device_elsewhere(self) -> str | None:
+        """`cpu` or `cuda` where the manifest says what a cluster's workers have, whatever this machine has; else None."""
+        gpus = self.slurm.wants_gpus if self.engine == "slurm" else self.ray.num_gpus if self.engine == "ray" else None
+        return None if gpus is None else "cuda" if gpus else "cpu"
+
+    @property
+    def device(self) -> str:
+        """The one device of a worker in this process, as torch calls it, or `auto`."""
+        if isinstance(self.devices, tuple):
+            return f"cuda:{self.devices[0]}"
+        return "auto" if isinstance(self.devices, int) or self.devices == "all" else self.devices
 
     def dtype_on(self, device: str) -> str:
         """The dtype on a device type: as written, else half precision on a GPU and float32 on a CPU, where halves are slower."""
@@ -567,6 +643,18 @@ class Manifest(_Value):
         """The absolute path of what the manifest calls `written`; `~` is the user's home."""
         path = os.path.expanduser(written)  # noqa: PTH111 - pathlib raises where a home is not known
         return Path(os.path.normpath(self.base / path))
+
+    def to_json(self) -> str:
+        """Everything but the inputs, which a worker gets package by package."""
+        return self.model_dump_json(exclude={"inputs"}, exclude_unset=True)
+
+    @classmethod
+    def from_json(cls, text: str, path: Path) -> Manifest:
+        """What `to_json` gave of the manifest in a file. It is not read again: it may have been edited since."""
+        some = [{"image": "-", "prompts": ["-"]}]  # a manifest without inputs is not valid
+        manifest = cls.model_validate({**json.loads(text), "inputs": some}).model_copy(update={"inputs": ()})
+        manifest._path = path
+        return manifest
 
     def with_run(self, overrides: Mapping[str, Any]) -> Manifest:
         """This manifest with some of its `run` settings replaced, as the command line does.
@@ -871,6 +959,8 @@ def _unknown_word(word: Any, expected: str) -> str:
 _MAPPINGS: dict[str, type[_Value]] = {
     "defaults": Settings,
     "run": RunSpec,
+    "ray": RaySpec,
+    "slurm": SlurmSpec,
     "evaluation": EvaluationSpec,
     "quality": QualitySpec,
     "retry": Settings,

@@ -9,9 +9,10 @@ import socket
 import sys
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -25,7 +26,40 @@ log = logging.getLogger(__name__)
 
 PROGRESS_FILE = "progress.json"
 FILE_SECONDS = 1.0
+SILENT_SECONDS = 30.0
 LINE_SECONDS = 10.0
+
+
+@dataclass
+class WorkerState:
+    """One worker in a process of its own.
+
+    Attributes:
+        name: What a person calls it.
+        host: Its machine.
+        doing: What it has in hand.
+        rows: UNet rows it computed.
+        rate: UNet rows a second.
+        silent: Seconds since its last sign of life.
+    """
+
+    name: str
+    host: str
+    doing: str
+    rows: int
+    rate: float
+    silent: float
+
+    @classmethod
+    def of(cls, beat: Mapping[str, Any]) -> WorkerState:
+        """From its last sign of life in the ledger."""
+        seconds = max(beat["updated"] - beat["began"], 1e-3)
+        silent = max(time.time() - beat["updated"], 0.0)
+        return cls(beat["name"], beat["host"], beat["doing"], beat["rows"], beat["rows"] / seconds, silent)
+
+    def __str__(self) -> str:
+        silent = f", silent for {clock(self.silent)}" if self.silent > SILENT_SECONDS else ""
+        return f"{self.name} on {self.host}: {self.doing}, {self.rows} UNet rows, {self.rate:.1f}/s{silent}"
 
 
 @dataclass
@@ -48,6 +82,7 @@ class State:
         rows_settled: UNet rows of the plan that need no more thought: computed, or found done.
         seconds: Since the run began.
         eta: Seconds to go, or None while that is not known.
+        workers: Those in other processes.
     """
 
     sources: int
@@ -65,6 +100,7 @@ class State:
     rows_settled: int = 0
     seconds: float = 0.0
     eta: float | None = None
+    workers: list[WorkerState] = field(default_factory=list)
 
     @property
     def at_least_done(self) -> int:
@@ -102,6 +138,7 @@ class Monitor:
         self._written = 0.0
         self._settled_before = 0
         self._rows_before = 0
+        self._beats: dict[str, Mapping[str, Any]] = {}
         self.made_counts: Counter[str] = Counter()
         self._refresh()
 
@@ -119,6 +156,22 @@ class Monitor:
         self.state.inverted, self.state.translated = counts["invert"], counts["translate"]
         self.state.passed, self.state.saved = counts["passed"], counts["saved"]
         self.state.flagged, self.state.not_judged = counts["flagged"], counts["not judged"]
+        self._refresh()
+
+    @property
+    def workers_known(self) -> int:
+        """How many workers in other processes there were so far."""
+        return len(self._beats)
+
+    def watch(self, beats: Mapping[str, Mapping[str, Any]]) -> None:
+        """Signs of life of workers in other processes, by worker; what the dead ones did still counts."""
+        self._beats |= beats
+        rows = sum(beat["rows"] for beat in self._beats.values())
+        if rows > self.state.rows:
+            self._computing_began = self._computing_began or time.monotonic()
+        made = sum((Counter(beat["made"]) for beat in self._beats.values()), Counter[str]())
+        self.state.rows, self.state.inverted, self.state.translated = rows, made["invert"], made["translate"]
+        self.state.workers = sorted((WorkerState.of(beat) for beat in beats.values()), key=lambda worker: worker.name)
         self._refresh()
 
     def note(self, message: str) -> None:
@@ -197,6 +250,8 @@ class PlainView:
         print(
             f"{share:4.0%}  {state.at_least_done}/{state.translations} results, {state.inverted} inverted, "
             f"{state.translated} translated, {state.failed} failed, {state.rate:.1f} UNet rows/s, ETA {clock(state.eta)}",
+            *(f"\n      {worker}" for worker in state.workers),
+            sep="",
             file=sys.stderr,
             flush=True,
         )
@@ -231,6 +286,17 @@ class LiveView:
         self._bar("inversions", state.inverted, state.sources, "this run")
         self._bar("results", state.at_least_done, state.translations, failed)
         self._bar("UNet rows", state.rows_settled, state.rows_total, f"{state.rate:.1f}/s  ETA {clock(state.eta)}")
+        for worker in state.workers:
+            self._bar(
+                worker.name, worker.rows, state.rows_total, f"{worker.rate:.1f}/s  {worker.doing} ({worker.host})"
+            )
+        for name in set(self._tasks) - {
+            "inversions",
+            "results",
+            "UNet rows",
+            *(worker.name for worker in state.workers),
+        }:
+            self._progress.remove_task(self._tasks.pop(name))
 
     def _bar(self, name: str, completed: int, total: int, about: str) -> None:
         if name not in self._tasks:

@@ -7,6 +7,7 @@ plan alone, never of what happens to be missing, so that a resumed run repeats t
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,8 @@ from itertools import count
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from pnp_batch import clips
 from pnp_batch.checkpoint import Checkpoint, Schedule
@@ -105,6 +108,49 @@ class Package:
     def translations(self) -> int:
         """How many results it holds."""
         return sum(len(job.translations) for job in self.jobs)
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A job as text holds it: of a window just where it is, since its clip holds the time of every frame."""
+
+    source: Source
+    size: Size | None
+    settings: Settings
+    translations: tuple[Translation, ...]
+    window: tuple[int, int, bool] | None
+    place: int
+
+
+_SENT = TypeAdapter(tuple[_Sent, ...])
+
+
+def package_to_json(package: Package) -> str:
+    """A package as text, for a worker in another process."""
+    sent = tuple(
+        _Sent(job.source, job.size, job.settings, job.translations, job.window.cut if job.window else None, job.place)
+        for job in package.jobs
+    )
+    return json.dumps({"index": package.index, "jobs": _SENT.dump_python(sent, mode="json")})
+
+
+def package_from_json(text: str, store: Path) -> Package:
+    """The package that `package_to_json` was given.
+
+    Args:
+        text: What it gave.
+        store: Folder of the store, where it is noted what is known of clips.
+
+    Raises:
+        ItemError: A video cannot be read any more.
+    """
+    content = json.loads(text)
+    sent = _SENT.validate_python(content["jobs"])
+    window, first = None, sent[0]
+    if first.window is not None and first.source.video is not None and first.source.path is not None:
+        window = Window(clips.opened(first.source.path, first.source.video, store), *first.window)
+    jobs = (Job(each.source, each.size, each.settings, each.translations, window, each.place) for each in sent)
+    return Package(content["index"], tuple(jobs))
 
 
 @dataclass

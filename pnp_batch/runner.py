@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 from pnp_batch.checkpoint import Checkpoint
 from pnp_batch.errors import ItemError
 from pnp_batch.inputs import Translation
+from pnp_batch.ledger import Ledger
 from pnp_batch.manifest import Manifest
 from pnp_batch.plan import Job, Package, Plan
-from pnp_batch.stages import STAGES, bank
+from pnp_batch.stages import STAGES, bank, videos
 from pnp_batch.stages.batches import MAX_BATCH
-from pnp_batch.stages.outputs import Outputs
+from pnp_batch.stages.outputs import Outputs, Rows
+from pnp_batch.stages.parts import parts
 from pnp_batch.stages.quality import PASSED, Rule
 from pnp_batch.stages.work import Banks, Context, Events, Item, Unit, items_of
 from pnp_batch.store import ArtifactStore, DigestCache
@@ -44,13 +46,22 @@ class Worker:
         checkpoint: Its model.
         events: Who is told.
         fail_fast: Whether the stages of a package end once something in it failed for good.
+        rows: Who takes the rows of `metadata.jsonl`; the file itself if omitted.
     """
 
-    def __init__(self, manifest: Manifest, checkpoint: Checkpoint, events: Events, fail_fast: bool = False) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        checkpoint: Checkpoint,
+        events: Events,
+        fail_fast: bool = False,
+        rows: Rows | None = None,
+    ) -> None:
         self.manifest, self.checkpoint, self.events, self.fail_fast = manifest, checkpoint, events, fail_fast
         self.store = ArtifactStore(manifest.store)
         self.digests = DigestCache(manifest.store / "digests")
-        self.outputs = Outputs(manifest.output)
+        self.outputs = Outputs(manifest.output, rows)
+        self.ledger = ledger_of(manifest)
         self._load = cache(self._load_model)
 
     @cached_property
@@ -68,6 +79,7 @@ class Worker:
             load=self._load,
             outputs=self.outputs,
             events=self.events,
+            ledger=self.ledger,
             batch_size=None if run.batch_size == "auto" else run.batch_size,
             checkpoint_seconds=run.checkpoint_seconds,
             measure=run.reconstruction == "measured",
@@ -96,22 +108,49 @@ class Worker:
         return Gate(self.manifest, self.context, lambda context, jobs: self._made(context, jobs, ATTEMPT_STAGES))
 
     def process(self, package: Package, stages: Sequence[str] = tuple(STAGES)) -> list[Unit]:
-        """Makes what is missing of a package.
+        """Makes what is missing of a package, one part of it after the other.
 
         What half precision turned into NaN is tried once more in float32; what was lost to a corrupt artifact is made
-        again once.
+        again once. Results that were in hand when workers died are given up in the end (see `ledger`).
 
         Args:
             package: The work.
             stages: Names of the stages to run, in order.
 
         Returns:
-            Its results, each done or with its error.
+            Its results, each done or with its error; with `fail_fast` those of the parts up to the first failure.
 
         Raises:
             EnvironmentFailure: The machine failed; nothing is lost, and running again goes on from here.
         """
-        return self._made(self.context, package.jobs, stages)
+        units: list[Unit] = []
+        for part in self.parts(package):
+            units += self._made(self.context, part.jobs, stages)
+            if self.fail_fast and any(unit.error is not None for unit in units):
+                break
+        return units
+
+    def is_done(self, package: Package) -> bool:
+        """Whether nothing of a package is to be computed or written, as far as can be told without decoding a picture."""
+        items = items_of(package.jobs, self.context)
+        return all(item.knows_key() for item in items) and all(
+            self._is_out(unit) for item in items for unit in item.units
+        )
+
+    def _is_out(self, unit: Unit) -> bool:
+        if unit.item.job.window is not None:
+            name = videos.name_of(self.context, unit)
+        elif result := unit.result():
+            name = self.outputs.name(unit.item.job.source.stem, unit.translation.prompt, result.key)
+        else:
+            return False
+        return name is not None and self.outputs.has(name)
+
+    def parts(self, package: Package) -> list[Package]:
+        """The pieces into which a package may be cut without changing a byte of its results."""
+        context = self.context
+        pieces = parts(context, [Item(job, context) for job in package.jobs])
+        return [Package(package.index, tuple(item.job for item in piece)) for piece in pieces]
 
     def _made(self, context: Context, jobs: Sequence[Job], stages: Sequence[str]) -> list[Unit]:
         items = self._run_stages(context, jobs, stages)
@@ -165,21 +204,36 @@ class Worker:
 
     @cached_property
     def _device_type(self) -> str:
-        """`cpu` or `cuda`; torch is asked only where there could be a GPU, since importing it takes seconds."""
-        wanted = self.manifest.run.devices
+        """`cpu` or `cuda`; torch is asked only where there could be a GPU, since importing it takes seconds.
+
+        A cluster's workers are not asked for: the keys are those of their device, also where this machine has none.
+        """
+        wanted = self.manifest.run.device
+        if (elsewhere := self.manifest.run.device_elsewhere) is not None:
+            return elsewhere
         if wanted == "cpu" or (wanted == "auto" and not NVIDIA_DRIVER.exists()):
             return "cpu"
         from pnp_batch.diffusion.model import pick_device
 
         return pick_device(wanted).type
 
+    @property
+    def is_at_work_here(self) -> bool:
+        """Whether this machine has the kind of device that the work is done on, so that it can tell how long that takes."""
+        return self._device_type == "cpu" or NVIDIA_DRIVER.exists()
+
     def _load_model(self, dtype: str) -> DiffusionModel:
         from pnp_batch.diffusion.model import load_model, pick_device
 
         begin = time.monotonic()
-        model = load_model(self.checkpoint, pick_device(self.manifest.run.devices), dtype)
+        model = load_model(self.checkpoint, pick_device(self.manifest.run.device), dtype)
         log.info("loaded %s in %s on %s in %.1f s", self.checkpoint.name, dtype, model.device, time.monotonic() - begin)
         return model
+
+
+def ledger_of(manifest: Manifest) -> Ledger:
+    """The attempt ledger of an output folder."""
+    return Ledger(manifest.output / "ledger", manifest.run.max_attempts, manifest.run.unit_timeout)
 
 
 class Silent:

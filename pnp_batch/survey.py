@@ -12,9 +12,9 @@ from typing import Any
 
 from pnp_batch.failures import FailureList
 from pnp_batch.inputs import Translation
-from pnp_batch.monitor import PROGRESS_FILE
-from pnp_batch.plan import TRAJECTORY_SETTINGS, Estimate, Job, Plan, jobs_of, noted_digest
-from pnp_batch.runner import Worker
+from pnp_batch.monitor import PROGRESS_FILE, WorkerState
+from pnp_batch.plan import TRAJECTORY_SETTINGS, Estimate, Job, Plan, jobs_of
+from pnp_batch.runner import Worker, ledger_of
 from pnp_batch.stages import videos
 from pnp_batch.stages.work import Item, Unit, items_of
 from pnp_batch.store.files import is_alive
@@ -35,6 +35,7 @@ class Survey:
         failed: Of them listed in `failures.jsonl`.
         judged: Of them by the quality gate's verdict; empty where there is no gate.
         unjudged: Pictures that have no verdict yet (videos get none).
+        quarantined: Units (pictures or results) that took their workers down too often.
         left: What the rest costs.
         retries: What the gate costs at most: every retry of everything that has no verdict yet.
     """
@@ -47,6 +48,7 @@ class Survey:
     failed: int = 0
     judged: dict[str, int] = field(default_factory=dict)
     unjudged: int = 0
+    quarantined: int = 0
     left: Estimate = field(default_factory=Estimate)
     retries: Estimate = field(default_factory=Estimate)
 
@@ -63,13 +65,14 @@ def survey(plan: Plan, worker: Worker) -> Survey:
                 _count(result, item, plan, worker, failed)
         else:
             _count_frames(result, items, plan, worker, failed, whole)
+    result.quarantined = len(worker.ledger.quarantined())
     return result
 
 
 def _count(result: Survey, item: Item, plan: Plan, worker: Worker, listed: Collection[str]) -> None:
     """Counts a picture and its results."""
     job = item.job
-    known = _knows_key(job, worker)
+    known = item.knows_key()
     has_trajectory = known and _is_there(worker, "invert", item.key)
     result.inverted += has_trajectory
     missing, open_ = [], []
@@ -102,7 +105,7 @@ def _count_frames(
 
     The key of a frame that is translated with its window is known once all of them are.
     """
-    known = [_knows_key(item.job, worker) for item in items]
+    known = [item.knows_key() for item in items]
     for item, knows in zip(items, known, strict=True):
         job, missing = item.job, []
         has_trajectory = knows and _is_there(worker, "invert", item.key)
@@ -163,17 +166,15 @@ def _keys_of_verdict(unit: Unit) -> Iterator[str]:
             yield attempt.meta["trajectory"]
 
 
-def _knows_key(job: Job, worker: Worker) -> bool:
-    """Whether the key can be told without decoding the picture."""
-    noted = noted_digest(job)
-    if noted is None:
-        return True
-    path, what = noted
-    return job.size is not None and path.exists() and worker.digests.get(path, what) is not None
-
-
 def _is_there(worker: Worker, stage: str, key: str) -> bool:
     return (worker.store.folder(stage, key) / "meta.json").exists()
+
+
+def workers(plan: Plan) -> list[WorkerState]:
+    """The workers in other processes that are at work, whether or not the process that started them still lives."""
+    ledger = ledger_of(plan.manifest)
+    beats = (beat for writer, beat in ledger.workers().items() if not ledger.is_dead(writer))
+    return sorted((WorkerState.of(beat) for beat in beats), key=lambda worker: worker.name)
 
 
 def progress(output: Path) -> Mapping[str, Any] | None:

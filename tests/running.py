@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
@@ -93,6 +96,26 @@ class Project:
         return json.loads((self.output / "progress.json").read_text())
 
 
+def run_with_hazard(
+    project: Project, hazard: str, *options: str, once: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """`pnp-batch run` where one artifact is poisoned; see hazards/sitecustomize.py."""
+    return subprocess.run(
+        program("run", str(project.manifest), *options), env=hazardous(hazard, once), capture_output=True, text=True
+    )
+
+
+def program(*arguments: str) -> list[str]:
+    """The command line of a process of its own."""
+    return [sys.executable, "-m", "pnp_batch.cli", *arguments]
+
+
+def hazardous(hazard: str, once: Path | None = None) -> dict[str, str]:
+    """An environment in which an artifact is poisoned."""
+    path = os.pathsep.join([str(Path(__file__).parent / "hazards"), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path, "HAZARD": hazard} | ({"HAZARD_ONCE": str(once)} if once else {})
+
+
 _FORKSERVER = multiprocessing.get_context("forkserver")
 _FORKSERVER.set_forkserver_preload(["pnp_batch.api", "pnp_batch.engines", "pnp_batch.report.html"])
 
@@ -112,7 +135,9 @@ def _run(manifest: str) -> None:
 def footprint(project: Project) -> set[str]:
     """Everything below the output folder: it changes with every checkpoint, artifact and picture."""
     return {
-        f"{p}{p.stat().st_mtime_ns}" for p in project.output.rglob("*") if p.is_file() and p.name != "progress.json"
+        f"{p}{p.stat().st_mtime_ns}"
+        for p in project.output.rglob("*")
+        if p.is_file() and p.name != "progress.json" and "ledger" not in p.parts
     }
 
 

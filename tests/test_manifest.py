@@ -162,7 +162,7 @@ def test_paths_are_relative_to_the_manifest_and_the_home_is_known(read, tmp_path
         (HEAD + INPUTS + "defaults: {negative_prompt: !!bool maybe}\n", "6: : not valid YAML: .*bool"),
         (HEAD + INPUTS + "run: {batch_size: 0}\n", "6: run.batch_size: .*from 1 on, or auto"),
         (HEAD + INPUTS + "run: {batch_size: on}\n", "6: run.batch_size: .*from 1 on, or auto"),
-        (HEAD + INPUTS + "run: {devices: [0]}\n", "6: run.devices: .*auto, cpu, cuda"),
+        (HEAD + INPUTS + "run: {devices: [0, 0]}\n", "6: run.devices: .*each named once"),
         (HEAD + INPUTS + "run: {engine: locale}\n", "6: run.engine: .*did you mean 'local'"),
         (HEAD + INPUTS + "version: 2\n", "6: version: .*should be 1"),
         (HEAD + INPUTS + "1: 2\n", "6: 1: .*text"),

@@ -434,4 +434,4 @@ def test_a_dry_run_without_a_readable_picture(project: Project) -> None:
 
 
 def test_the_wrong_device_is_a_wrong_word(done: Project) -> None:
-    assert "auto, cpu, cuda" in done.pnp("run", "--devices", "toaster", code=2)
+    assert "auto, all, cpu, cuda" in done.pnp("run", "--devices", "toaster", code=2)

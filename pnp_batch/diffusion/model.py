@@ -227,8 +227,8 @@ def to_pixels(image: Tensor) -> NDArray[np.uint8]:
     return pixels
 
 
-def pick_device(wanted: str | int) -> torch.device:
-    """The device for `devices: auto | cpu | cuda | cuda:1 | 1`.
+def pick_device(wanted: str) -> torch.device:
+    """The device for `auto | cpu | cuda | cuda:1 | mps`.
 
     Raises:
         EnvironmentFailure: It is not there.
@@ -236,7 +236,7 @@ def pick_device(wanted: str | int) -> torch.device:
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(f"cuda:{wanted}" if str(wanted).isdigit() else str(wanted))
+        device = torch.device(wanted)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise EnvironmentFailure(f"device '{wanted}' cannot be used: {str(error).splitlines()[0]}") from error

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from pnp_batch.errors import EnvironmentFailure, disk_errors_named
 from pnp_batch.monitor import View
@@ -16,6 +18,8 @@ from pnp_batch.plan import Plan
 from pnp_batch.stages import STAGES
 
 log = logging.getLogger(__name__)
+
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # how file systems say so
 
 
 @dataclass(frozen=True)
@@ -79,24 +83,41 @@ class Summary:
 def only_run(output: Path) -> Iterator[None]:
     """Holds the lock of an output folder: two runs would compute everything twice (though they would corrupt nothing).
 
+    A file system without locks gets a lock file that says who made it; that of a dead process of this machine does not count.
+
     Raises:
         EnvironmentFailure: Another run holds it, or the disk is full.
     """
+    path = output / ".lock"
     with disk_errors_named(str(output)):
         output.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(output / ".lock")
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise EnvironmentFailure(
-                f"another run is working in {output}; `pnp-batch status` shows how far it is"
-            ) from None
-        except NotImplementedError:
-            log.warning("the file system of %s has no locks; make sure that only one run works there", output)
+            lock = _acquired(FileLock(path))
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            lock = _acquired(SoftFileLock(path))
+    if isinstance(lock, SoftFileLock):
+        log.warning("the file system of %s has no locks; %s stands for one", output, path)
     try:
         yield
     finally:
         lock.release()
+
+
+def _acquired(lock: BaseFileLock) -> BaseFileLock:
+    try:
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # of filelock itself, which turns into a SoftFileLock where it must
+            lock.acquire(timeout=0)
+    except Timeout:
+        output = Path(lock.lock_file).parent
+        message = f"another run is working in {output}; `pnp-batch status` shows how far it is"
+        if isinstance(lock, SoftFileLock):
+            message += f". If it was killed on another machine, delete {lock.lock_file}"
+        raise EnvironmentFailure(message) from None
+    return lock
 
 
 @contextmanager

@@ -125,7 +125,7 @@ class Measures:
         self.masks = _masks(manifest)
         self.wanted = frozenset(columns)
         self.unavailable: dict[str, str] = {}
-        self.device = pick_device(manifest.run.devices)
+        self.device = pick_device(manifest.run.device)
         self.metrics: list[Metric] = [
             metric
             for names, make in self._known().items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pnp_batch.ledger import Quarantined, unit_name
 from pnp_batch.media.images import encode_png
 from pnp_batch.stages.work import Context, Item, Unit
 from pnp_batch.store import Artifact, canonical_json
@@ -19,7 +20,7 @@ def run(context: Context, items: Sequence[Item]) -> None:
         try:
             if unit.error is None and (artifact := unit.result()):
                 _export(context, unit, artifact)
-        except CorruptArtifact as error:
+        except (CorruptArtifact, Quarantined) as error:
             unit.fail(STAGE, error)
 
 
@@ -27,8 +28,12 @@ def _export(context: Context, unit: Unit, artifact: Artifact) -> None:
     source = unit.item.job.source
     name = context.outputs.name(source.stem, unit.translation.prompt, artifact.key)
     if not context.outputs.has_file(name):
-        pixels = context.store.load(artifact, "result")["image"]
-        context.outputs.write_file(name, encode_png(pixels, {"pnp-batch": canonical_json(_settings(unit, artifact))}))
+        marked = unit_name(STAGE, artifact.key)
+        context.ledger.refuse(marked)
+        with context.ledger.attempt([marked]):
+            pixels = context.store.load(artifact, "result")["image"]
+            data = encode_png(pixels, {"pnp-batch": canonical_json(_settings(unit, artifact))})
+            context.outputs.write_file(name, data)
     quality = unit.verdict.row() if unit.verdict else {}
     context.outputs.add_row(
         {"file_name": name, "source": source.name, **_settings(unit, artifact), **_figures(artifact), **quality}

@@ -43,7 +43,11 @@ def run(context: Context, items: Sequence[Item]) -> None:
         if not METHODS[method_of(group[0][0])].uses_layers:
             continue
         if not _all_stored(sources) and _has_room(context, sources):
-            attempt([sources], partial(_compute, context), lambda item, error: item.fail(STAGE, error))
+            attempt([sources], partial(_compute, context), _give_up, context.ledger, STAGE)
+
+
+def _give_up(item: Item, error: BaseException) -> None:
+    item.fail(STAGE, error)
 
 
 def _compute(context: Context, group: Group[Item]) -> None:

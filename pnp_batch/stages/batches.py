@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 from pnp_batch.errors import EnvironmentFailure, ModelError
+from pnp_batch.ledger import Ledger, unit_name
 from pnp_batch.store import Artifact
 
 # Latent cells in one UNet pass per guidance row: 16 results of 64x64 pixels on the built-in model, 4 of 512x512 on a CPU.
@@ -72,13 +73,29 @@ def _members_lost_with(artifact: Artifact | None, missing: set[str]) -> list[str
 Group = Sequence[Sequence[T]]
 
 
-def attempt(group: Group[T], compute: Callable[[Group[T]], None], give_up: Callable[[T, BaseException], None]) -> None:
+def attempt(
+    group: Group[T],
+    compute: Callable[[Group[T]], None],
+    give_up: Callable[[T, BaseException], None],
+    ledger: Ledger,
+    stage: str,
+) -> None:
     """Computes a group of batches; on an error takes it apart until the guilty item stands alone.
 
-    Out of memory halves what is computed at once. Any other error puts every item on its own.
+    Out of memory halves what is computed at once. Any other error puts every item on its own, and so does a worker's death
+    (seen in the ledger by the next one) where another would be the last: alone, an item that was tried too often is given up.
     """
+    items = {item.key: item for batch in group for item in batch}
+    units = [unit_name(stage, key) for key in items]
+    if len(items) > 1 and any(len(ledger.strikes(unit)) >= ledger.max_attempts - 1 for unit in units):
+        for item in items.values():
+            attempt([[item]], compute, give_up, ledger, stage)
+        return
     try:
-        compute(group)
+        for unit in units:
+            ledger.refuse(unit)
+        with ledger.attempt(units):
+            compute(group)
     except (EnvironmentFailure, ModelError):
         raise  # no item is to blame
     except Exception as error:
@@ -89,7 +106,7 @@ def attempt(group: Group[T], compute: Callable[[Group[T]], None], give_up: Calla
         error.__traceback__ = None  # it holds the tensors of the failed pass
         gc.collect()
         for part in parts:
-            attempt(part, compute, give_up)
+            attempt(part, compute, give_up, ledger, stage)
 
 
 def _parts(group: Group[T], *, halve: bool) -> Iterator[Group[T]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +30,14 @@ def run(context: Context, items: Sequence[Item]) -> None:
     needing = {item.key for item in items if _is_needed(item)}
     if not needing:
         return
+    context.load(context.dtype)  # before any unit is in hand: what dies here is nobody's fault
     for batch in incomplete(planned(context, items), Item.find):
         if any(item.key in needing for item in batch):
-            attempt([batch], lambda group: _compute(context, group), lambda item, error: item.fail(STAGE, error))
+            attempt([batch], partial(_compute, context), _give_up, context.ledger, STAGE)
+
+
+def _give_up(item: Item, error: BaseException) -> None:
+    item.fail(STAGE, error)
 
 
 def _is_needed(item: Item) -> bool:

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Protocol
 
 from pnp_batch.errors import disk_errors_named
 from pnp_batch.inputs import slug
@@ -22,12 +22,33 @@ VERDICT = ("quality", "quality_attempt", "quality_reason", "quality_figures")
 MAX_STEM_BYTES = 120  # with slug, key and suffix a name stays below the 255 bytes that file systems allow
 
 
-class Outputs:
-    """One run's output folder."""
+class Rows(Protocol):
+    """Takes rows of `metadata.jsonl`."""
 
-    def __init__(self, root: Path) -> None:
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Takes one."""
+
+
+class RowList(list[Mapping[str, Any]]):
+    """Rows of a worker that is not the only one: whoever runs the workers writes them, since only one may append."""
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Keeps a row."""
+        self.append(row)
+
+
+class Outputs:
+    """One run's output folder.
+
+    Args:
+        root: The folder.
+        rows: Who takes the rows of `metadata.jsonl`; the file itself if omitted.
+    """
+
+    def __init__(self, root: Path, rows: Rows | None = None) -> None:
         self.root = root
-        self._rows = RowFile(root / "metadata.jsonl")
+        self._file = RowFile(root / "metadata.jsonl")
+        self._rows = self._file if rows is None else rows
 
     def name(self, stem: PurePosixPath, prompt: str, key: str, folder: str = "images", suffix: str = ".png") -> str:
         """`images/<tree>/<stem>--<prompt-slug>-<short key>.png`, relative to the folder; `videos/...` likewise."""
@@ -84,11 +105,11 @@ class Outputs:
 
     def drop_superseded_rows(self) -> None:
         """Removes rows that were written again with another verdict (the manifest's `quality` changed)."""
-        self._rows.compact()
+        self._file.compact()
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows of `metadata.jsonl` so far."""
-        return self._rows.read()
+        return self._file.read()
 
 
 class RowFile:

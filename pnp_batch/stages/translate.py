@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pnp_batch.errors import NonFiniteError
@@ -34,8 +35,15 @@ FIGURES = (
 
 def run(context: Context, items: Sequence[Item]) -> None:
     """Publishes every result that is missing and whose trajectory is there."""
-    for group in groups(context, [item for item in items if item.find() is not None]):
-        attempt(group, lambda g: _compute(context, g), lambda unit, error: unit.fail(STAGE, error))
+    ready = groups(context, [item for item in items if item.find() is not None])
+    if ready:
+        context.load(context.dtype)  # before any unit is in hand: what dies here is nobody's fault
+    for group in ready:
+        attempt(group, partial(_compute, context), _give_up, context.ledger, STAGE)
+
+
+def _give_up(unit: Unit, error: BaseException) -> None:
+    unit.fail(STAGE, error)
 
 
 def _compute(context: Context, group: Group[Unit]) -> None:

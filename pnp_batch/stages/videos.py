@@ -19,6 +19,7 @@ import numpy as np
 
 from pnp_batch.clips import Clip, Window
 from pnp_batch.errors import ItemError
+from pnp_batch.ledger import unit_name
 from pnp_batch.media.encode import ENCODE_VERSION, FORMATS, Look, Sound, side_by_side, small_preview, write_video
 from pnp_batch.media.images import Pixels
 from pnp_batch.plan import Job, noted_digest
@@ -196,9 +197,12 @@ def _assemble(context: Context, video: _Video) -> None:
     source, spec, name = unit.item.job.source, video.clip.spec, video.name
     if not context.outputs.has(name):
         look = video.look(2 if spec.side_by_side else 1)
-        context.outputs.write_with(
-            name, lambda path: write_video(path, video.written(), look, spec.container, video.sound)
-        )
+        marked = unit_name(STAGE, video.key)
+        context.ledger.refuse(marked)
+        with context.ledger.attempt([marked]):
+            context.outputs.write_with(
+                name, lambda path: write_video(path, video.written(), look, spec.container, video.sound)
+            )
     artifact = context.store.find(STAGE, video.key)
     if artifact is None:
         artifact = context.store.publish(STAGE, video.key, {"preview": _previews(video)}, _about(video))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from pnp_batch.errors import NonFiniteError
@@ -41,7 +41,8 @@ def run(context: Context, items: Sequence[Item]) -> None:
     takes = [Take(units) for units in zip(*(item.units for item in items), strict=True)]
     missing = [take for take in takes if any(unit.find() is None for unit in take.units)]
     if missing:
-        attempt([[take] for take in missing], lambda g: _compute(context, g), lambda take, error: take.fail(error))
+        context.load(context.dtype)  # before any unit is in hand: what dies here is nobody's fault
+        attempt([[take] for take in missing], partial(_compute, context), Take.fail, context.ledger, STAGE)
 
 
 def _compute(context: Context, group: Group[Take]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from pnp_batch.checkpoint import Checkpoint
 from pnp_batch.clips import SEGMENT, ClipReader
 from pnp_batch.errors import ItemError, NonFiniteError
 from pnp_batch.inputs import Translation
+from pnp_batch.ledger import Ledger, unit_name
 from pnp_batch.media.images import Pixels, load_rgb
 from pnp_batch.methods import METHODS
 from pnp_batch.plan import Job, noted_digest, trajectory_key, translation_key, unit_id
@@ -81,6 +83,7 @@ class Context:
         load: Loads the model in a dtype, once.
         outputs: The output folder.
         events: Who is told.
+        ledger: Who had what in hand when a worker died.
         batch_size: Translations in one UNet pass; None chooses by `automatic_batch`.
         checkpoint_seconds: Least time between two checkpoints of a loop.
         measure: Whether to sample back what `ddim` inverted.
@@ -98,6 +101,7 @@ class Context:
     load: Callable[[str], DiffusionModel]
     outputs: Outputs
     events: Events
+    ledger: Ledger
     batch_size: int | None
     checkpoint_seconds: float
     measure: bool
@@ -116,7 +120,9 @@ class Context:
 
     def checkpoints(self, stage: str, keys: Sequence[str]) -> Callable[[str], LoopCheckpoint]:
         """Saved states of the loops of one batch, by name of the loop."""
-        return lambda name: LoopCheckpoint(self.store.root, f"{stage}-{name}", keys, self.checkpoint_seconds)
+        return lambda name: LoopCheckpoint(
+            self.store.root, f"{stage}-{name}", keys, self.checkpoint_seconds, self.ledger.progressed
+        )
 
 
 def items_of(jobs: Iterable[Job], context: Context) -> list[Item]:
@@ -179,6 +185,14 @@ class Item:
         """
         return trajectory_key(self.job, self._digest(), self.context.fingerprint, self.context.dtype)
 
+    def knows_key(self) -> bool:
+        """Whether the key can be told without decoding the picture."""
+        noted = noted_digest(self.job)
+        if noted is None:
+            return True
+        path, what = noted
+        return self.job.size is not None and path.exists() and self.context.digests.get(path, what) is not None
+
     def _digest(self) -> str | None:
         source = self.job.source
         noted = noted_digest(self.job)
@@ -188,7 +202,7 @@ class Item:
         if self.job.size is None:
             self._say_what_is_wrong(path)
         try:
-            return self.context.digests.of(path, what, lambda: sha256(self.pixels.tobytes()))
+            return self.context.digests.of(path, what, self._read)
         except FileNotFoundError as error:
             raise ItemError(f"{source.path}: the file has vanished") from error
 
@@ -198,6 +212,13 @@ class Item:
         else:
             load_rgb(path, (8, 8))
         raise ItemError(f"{path}: could not be read when the plan was made; run again")
+
+    def _read(self) -> str:
+        """Digest of its pixels; a picture may well kill the process that decodes it."""
+        unit = unit_name("read", sha256(os.fsencode(f"{self.job.source.path} {self.job.place}")))
+        self.context.ledger.refuse(unit)
+        with self.context.ledger.attempt([unit]):
+            return sha256(self.pixels.tobytes())
 
     @cached_property
     def units(self) -> list[Unit]:
@@ -224,6 +245,25 @@ class Item:
         if artifact is None:
             raise CorruptArtifact(f"the trajectory of {self.job.source.name} is gone")
         return self.context.store.load(artifact, name)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one result ended.
+
+    Attributes:
+        id: `plan.unit_id` of it.
+        done: Whether it is there.
+        stage: Where it failed.
+        error: What went wrong, or None.
+        traceback: Of the error.
+    """
+
+    id: str
+    done: bool
+    stage: str = ""
+    error: str | None = None
+    traceback: str = ""
 
 
 @dataclass(eq=False)
@@ -281,6 +321,12 @@ class Unit:
         if self.error is not None:
             return False
         return self.is_assembled if self.item.job.window else self.result() is not None
+
+    @property
+    def outcome(self) -> Outcome:
+        """How it ended, for those who were not there."""
+        error = None if self.error is None else str(self.error) or type(self.error).__name__
+        return Outcome(self.id, self.is_done, self.stage, error, self.traceback)
 
     @property
     def is_given_up(self) -> bool:

@@ -7,7 +7,7 @@ and so ends with the very same bytes.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,19 @@ class LoopCheckpoint:
         stage: The stage that loops.
         keys: Keys of the batch's members, in order.
         seconds: Least time between two saves.
+        saved: Told after every save.
     """
 
-    def __init__(self, root: Path, stage: str, keys: Sequence[str], seconds: float) -> None:
+    def __init__(
+        self,
+        root: Path,
+        stage: str,
+        keys: Sequence[str],
+        seconds: float,
+        saved: Callable[[], None] = lambda: None,
+    ) -> None:
         self.path = root / "checkpoints" / f"{stage}-{key_of({'keys': list(keys)})}"
-        self.seconds = seconds
+        self.seconds, self._saved = seconds, saved
         self._last = time.monotonic()
 
     def load(self) -> tuple[int, Tensors] | None:
@@ -66,6 +74,7 @@ class LoopCheckpoint:
         with disk_errors_named("a checkpoint"):
             write_atomic(self.path, sha256(body).encode() + body)
         self._last = time.monotonic()
+        self._saved()
 
     def clear(self) -> None:
         """Removes the saved state: the batch is published."""

@@ -42,7 +42,17 @@ def is_alive(pid: int) -> bool:
 def remove_stale_temps(paths: Iterable[Path]) -> None:
     """Removes those of the paths that killed processes of this machine left half-written."""
     for path in filter(is_stale_temp, paths):
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        _remove(path)
+
+
+def remove_temps_of(process: str, root: Path) -> None:
+    """Removes what a process that is gone, as `<host>-<pid>`, left half-written in a folder or right below its folders."""
+    for path in (*root.glob(f"{TEMP_PREFIX}{process}-*"), *root.glob(f"*/{TEMP_PREFIX}{process}-*")):
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, data: bytes | str, temp_in: Path | None = None) -> None:

@@ -293,7 +293,12 @@ def test_killed_at_many_moments_the_bytes_and_verdicts_are_those_of_an_undisturb
     undisturbed = Project(tmp_path_factory.mktemp("undisturbed"))
     shutil.copytree(project.folder, undisturbed.folder, dirs_exist_ok=True)
     for each in (project, undisturbed):
-        each.write(INPUTS, evaluation=BACKBONES, quality=quality, run={"checkpoint_seconds": 0, "batch_size": 3})
+        each.write(
+            INPUTS,
+            evaluation=BACKBONES,
+            quality=quality,
+            run={"checkpoint_seconds": 0, "batch_size": 3, "max_attempts": 100},
+        )
     undisturbed.pnp("run")
     exits = []
     while not exits or exits[-1] != 0:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pnp_batch.errors import EnvironmentFailure
+from pnp_batch.ledger import Ledger
 from pnp_batch.stages.batches import attempt, automatic_batch, incomplete, is_out_of_memory
 from pnp_batch.store import Artifact
 
@@ -78,28 +79,33 @@ class Outcome:
         self.given_up.append(thing)
 
 
-def test_out_of_memory_halves_until_it_fits() -> None:
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "ledger")
+
+
+def test_out_of_memory_halves_until_it_fits(ledger: Ledger) -> None:
     outcome = Outcome(room_for=1)
-    attempt([[A, B], [C, D]], outcome.compute, outcome.give_up)
+    attempt([[A, B], [C, D]], outcome.compute, outcome.give_up, ledger, "translate")
     assert outcome.computed == [[A], [B], [C], [D]] and not outcome.given_up
 
 
-def test_an_item_that_never_fits_fails_alone() -> None:
+def test_an_item_that_never_fits_fails_alone(ledger: Ledger) -> None:
     outcome = Outcome(room_for=0)
-    attempt([[A, B]], outcome.compute, outcome.give_up)
+    attempt([[A, B]], outcome.compute, outcome.give_up, ledger, "translate")
     assert outcome.given_up == [A, B]
 
 
-def test_a_poisoned_item_fails_alone() -> None:
+def test_a_poisoned_item_fails_alone(ledger: Ledger) -> None:
     outcome = Outcome(poisoned=[B])
-    attempt([[A, B, C], [D]], outcome.compute, outcome.give_up)
+    attempt([[A, B, C], [D]], outcome.compute, outcome.give_up, ledger, "translate")
     assert outcome.computed == [[A], [C], [D]] and outcome.given_up == [B]
 
 
-def test_a_failing_machine_is_nobodys_fault() -> None:
+def test_a_failing_machine_is_nobodys_fault(ledger: Ledger) -> None:
     outcome = Outcome(poisoned=[B], error=EnvironmentFailure)
     with pytest.raises(EnvironmentFailure):
-        attempt([[A, B]], outcome.compute, outcome.give_up)
+        attempt([[A, B]], outcome.compute, outcome.give_up, ledger, "translate")
     assert outcome.given_up == []
 
 

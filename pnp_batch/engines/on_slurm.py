@@ -1,0 +1,324 @@
+"""Engine `slurm`: a job array of static slices of the plan, submitted with submitit; a new array for what is missing.
+
+The driver submits and watches; it computes nothing. What a slice did it reads from the slice's own report file, never from
+Slurm's accounting, which many clusters lack; so it does not matter how a job ended: preempted, out of time, cancelled, or with
+its node. When the array has left the queue, what has no report goes into the next one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import signal
+import subprocess
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+from pnp_batch.engines.driver import Driver, driving, rows_of
+from pnp_batch.engines.remote import RemoteWorker, Report
+from pnp_batch.engines.run import Run, Summary
+from pnp_batch.engines.schedule import Schedule
+from pnp_batch.errors import EnvironmentFailure
+from pnp_batch.interrupts import Interrupted
+from pnp_batch.manifest import Manifest, SlurmSpec
+from pnp_batch.plan import Package, Plan, package_to_json
+from pnp_batch.runner import Worker
+from pnp_batch.store.files import write_atomic
+from pnp_batch.store.keys import sha256
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 2.0
+LEAVE_SECONDS = 45.0  # Slurm kills what does not end within KillWait, 30 s by default
+NOTICE_SECONDS = 90  # before its time is over a job is told to stop
+FRUITLESS_ARRAYS = 3
+SUBMITTED = "sbatch"
+
+
+def run_slurm(run: Run) -> Summary:
+    """Makes everything a plan names that is not there yet, as a Slurm job array.
+
+    Raises:
+        EnvironmentFailure: There is no Slurm, it refuses the job, or another run works in the folder.
+    """
+    with driving(run) as driver:
+        Campaign(driver).go()
+        driver.finish()
+        return driver.summary(driver.corrupt)
+
+
+def preview(plan: Plan) -> None:
+    """Prints the script that would be submitted."""
+    executor = _executor(plan.manifest)
+    executor.parameters["map_count"] = plan.manifest.run.slurm.tasks
+    print(f"\n# {SUBMITTED} script (the size of the array is at most this; what is done is not submitted)")
+    print(executor._make_submission_file_text(executor._submitit_command_str, "preview"))
+
+
+@dataclass(frozen=True)
+class Array:
+    """A submitted job array.
+
+    Attributes:
+        job: Slurm's number.
+        name: Of its folder of slices and reports.
+        tokens: Of its workers in the ledger.
+        plan: Digest of what was asked for: an array of another plan is not waited for.
+    """
+
+    job: str
+    name: str
+    tokens: Sequence[str]
+    plan: str
+
+
+class Campaign:
+    """Arrays one after the other until every package is settled."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver, self.run, self.manifest = driver, driver.run, driver.run.plan.manifest
+        self.spec, self.folder = self.manifest.run.slurm, _folder(self.manifest)
+        self.device = "cuda" if self.spec.wants_gpus else "cpu"
+        here = self.manifest.with_run({"devices": self.device})
+        self.worker = Worker(here, self.run.plan.checkpoint, driver.monitor, self.run.fail_fast)
+        self.digest = sha256(
+            "\n".join([self.manifest.to_json(), *self.run.stages, str(self.run.plan.limit)]).encode()
+            + self.manifest.path.read_bytes()
+        )
+
+    def go(self) -> None:
+        """Works until nothing is left.
+
+        Raises:
+            EnvironmentFailure: Arrays end without having done anything.
+        """
+        array, left, fruitless = self._running(), self._unsettled(), 0
+        while left and not self.driver.is_stopped:
+            array = array or self._submit(left)
+            before = len(left)
+            strikes = len(list(self.driver.ledger.marks()))
+            try:
+                self._watch(array, left)
+            except KeyboardInterrupt:
+                self._cancel(array)
+                raise
+            for token in array.tokens:
+                self.driver.bury(token, f"job {array.job} ended")
+            got_further = len(left) < before or len(list(self.driver.ledger.marks())) > strikes
+            fruitless = 0 if got_further else fruitless + 1
+            if fruitless == FRUITLESS_ARRAYS:
+                raise EnvironmentFailure(
+                    f"{fruitless} job arrays ended without having done anything; their logs are in {_logs(self.manifest)}"
+                )
+            array = None
+
+    def _unsettled(self) -> dict[str, Package]:
+        """The packages to submit, by their text; what is done already is settled here, which computes nothing."""
+        left = {}
+        monitor = self.driver.monitor
+        schedule = Schedule(
+            self.run.plan.packages(),
+            self.worker.parts,
+            lambda package: rows_of(self.run, package),
+            monitor.state.rows_total,
+            self.spec.tasks,
+        )
+        while (package := schedule.take()) is not None:
+            if self.worker.is_done(package):
+                units = self.worker.process(package, self.run.stages)
+                self.driver.settle(package, [unit.outcome for unit in units])
+            else:
+                left[package_to_json(package)] = package
+        return left
+
+    def _running(self) -> Array | None:
+        """The array of an earlier run of this plan whose driver died; one of another plan is cancelled."""
+        try:
+            array = Array(**json.loads((self.folder / "array.json").read_bytes()))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+        if not _is_queued(array.job):
+            return None
+        if array.plan == self.digest:
+            self.driver.monitor.note(f"job array {array.job} of an earlier run goes on; waiting for it")
+            return array
+        self._cancel(array)
+        return None
+
+    def _submit(self, left: dict[str, Package]) -> Array:
+        name, slices = secrets.token_hex(4), self._slices(left)
+        folder = self.folder / name
+        tokens = [secrets.token_hex(4) for _ in slices]
+        arguments: tuple[list[str], list[str]] = ([], [])
+        for i, (token, slice_) in enumerate(zip(tokens, slices, strict=True)):
+            write_atomic(folder / f"{i}.slice", "".join(f"{line}\n" for line in slice_))
+            spec = self.driver.spec(self.device, f"task {i}", token, self.spec.cpus_per_task)
+            arguments[0].append(spec.to_json())
+            arguments[1].append(str(folder / f"{i}.slice"))
+        try:
+            jobs = _executor(self.manifest).map_array(run_slice, *arguments)
+        except submitit.core.utils.FailedJobError as error:
+            raise EnvironmentFailure(f"Slurm refuses the job array: {str(error).strip()}") from error
+        array = Array(jobs[0].job_id.partition("_")[0], name, tokens, self.digest)
+        write_atomic(self.folder / "array.json", json.dumps(asdict(array)))
+        self.driver.monitor.note(f"submitted job array {array.job}: {len(slices)} tasks, {len(left)} packages")
+        return array
+
+    def _slices(self, left: dict[str, Package]) -> list[list[str]]:
+        """The packages dealt out so that every task has about the same number of UNet rows."""
+        slices: list[list[str]] = [[] for _ in range(min(self.spec.tasks, len(left)))]
+        rows = [0] * len(slices)
+        for line, package in left.items():
+            least = rows.index(min(rows))
+            slices[least].append(line)
+            rows[least] += rows_of(self.run, package)
+        return slices
+
+    def _watch(self, array: Array, left: dict[str, Package]) -> None:
+        """Settles what the tasks report until the array has left the queue; takes it out of `left`."""
+        read: dict[Path, int] = defaultdict(int)
+        while True:
+            queued = _is_queued(array.job)
+            for path in sorted((self.folder / array.name).glob("*.report")):
+                for line, report in _reports(path, read):
+                    package = left.pop(line, None)
+                    if package is not None:
+                        self.driver.take(package, report)
+            self.driver.watch_workers()
+            if self.driver.is_stopped:
+                self._cancel(array)
+            if not queued or not left or self.driver.is_stopped:
+                return
+            time.sleep(POLL_SECONDS)
+
+    def _cancel(self, array: Array) -> None:
+        """Ends an array and waits for it: its tasks stop at their next step and take their marks back."""
+        self.driver.ask_to_stop()
+        _slurm("scancel", array.job)
+        end = time.monotonic() + LEAVE_SECONDS
+        while _is_queued(array.job) and time.monotonic() < end:
+            time.sleep(0.5)
+        self.driver.may_go_on()
+
+
+def _folder(manifest: Manifest) -> Path:
+    return manifest.output / "slurm"
+
+
+def _logs(manifest: Manifest) -> Path:
+    logs = manifest.run.slurm.logs
+    return manifest.located(logs) if logs else _folder(manifest) / "logs"
+
+
+def _executor(manifest: Manifest) -> submitit.SlurmExecutor:
+    """submitit's writer of sbatch scripts, set up.
+
+    Raises:
+        EnvironmentFailure: There is no Slurm here.
+    """
+    spec = manifest.run.slurm
+    try:
+        executor = submitit.SlurmExecutor(folder=_logs(manifest), python=spec.python)
+    except RuntimeError as error:
+        raise EnvironmentFailure(
+            "there is no Slurm on this machine (no `srun`); run this where jobs are submitted"
+        ) from error
+    executor.update_parameters(**_parameters(spec))
+    return executor
+
+
+def _parameters(spec: SlurmSpec) -> dict[str, Any]:
+    """submitit's names for the options."""
+    names = (
+        "partition",
+        "gres",
+        "gpus_per_node",
+        "cpus_per_task",
+        "mem",
+        "account",
+        "qos",
+        "constraint",
+        "nodelist",
+        "time",
+    )
+    given = {name: value for name in names if (value := getattr(spec, name)) is not None}
+    return given | {
+        "job_name": "pnp-batch",
+        "setup": list(spec.setup),
+        "array_parallelism": spec.parallel or spec.tasks,
+        "signal_delay_s": min(NOTICE_SECONDS, spec.time * 60 // 4),
+        "stderr_to_stdout": True,
+        "additional_parameters": {"requeue": True},
+    }
+
+
+def run_slice(spec: str, path: str) -> None:
+    """What a task of the array does: the packages of its slice, each with a line in its report file when it is settled.
+
+    A task that Slurm requeues begins again here and passes over what it has reported.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):  # preempted or cancelled, out of time, interrupted
+        signal.signal(number, _stop)
+    slice_, report_file = Path(path), Path(path).with_suffix(".report")
+    try:
+        worker = RemoteWorker(spec)
+        worker.bury_earlier_selves()
+        done = {line for line, _ in _reports(report_file, defaultdict(int))}
+        for line in slice_.read_text(encoding="utf-8").splitlines():
+            if line in done:
+                continue
+            answer = worker.process(line)
+            report = Report.from_json(answer)
+            if report.interrupted or report.failure:
+                print(report.failure or "stopped by a signal; what is left goes on in another job")
+                return
+            with report_file.open("ab", buffering=0) as file:
+                file.write(f"\n{json.dumps([line, answer])}\n".encode())  # a kill may have torn the line before
+    except Interrupted:
+        print("stopped by a signal before the first package")
+
+
+def _stop(_number: int, _frame: object) -> None:
+    raise Interrupted
+
+
+def _reports(path: Path, read: dict[Path, int]) -> Iterator[tuple[str, Report]]:
+    """The whole lines of a report file from `read[path]` on, which is moved on."""
+    try:
+        with path.open("rb") as file:
+            file.seek(read[path])
+            data = file.read()
+    except FileNotFoundError:
+        return
+    whole = data[: data.rfind(b"\n") + 1]
+    read[path] += len(whole)
+    for line in whole.splitlines():
+        try:
+            package, answer = json.loads(line)
+        except ValueError:
+            continue  # empty, or torn by a kill
+        yield package, Report.from_json(answer)
+
+
+def _is_queued(job: str) -> bool:
+    """Whether anything of an array waits or runs. A controller that does not answer now says nothing about it."""
+    listed = _slurm("squeue", "--noheader", "--format=%i", f"--jobs={job}")
+    if listed.returncode:
+        return "Invalid job id" not in listed.stderr
+    return bool(listed.stdout.strip())
+
+
+def _slurm(*command: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise EnvironmentFailure(
+            f"there is no `{command[0]}` on this machine; run this where jobs are submitted"
+        ) from error

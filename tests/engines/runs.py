@@ -1,0 +1,109 @@
+"""Runs of engines in tests: one small plan, its bytes from an undisturbed local run, and runs that somebody interferes with."""
+
+from __future__ import annotations
+
+import secrets
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from running import Project, hazardous, program
+
+from pnp_batch.ledger import Ledger
+
+PICTURES = 8
+PROMPTS = ["a pink toy", "a bronze statue"]
+BATCH = {"batch_size": 2}
+PATIENCE_SECONDS = 240
+
+
+def planned(folder: Path, **run: Any) -> Project:
+    """Eight pictures, two prompts each: four parts of two pictures."""
+    folder.mkdir()
+    project = Project(folder)
+    inputs = [{"image": project.picture(f"{i}.png", i), "prompts": PROMPTS} for i in range(PICTURES)]
+    return project.write(inputs, run={**BATCH, **run})
+
+
+def assert_same(project: Project, undisturbed: Project) -> None:
+    """The very results of an undisturbed local run: every byte, every row, nothing else, and nobody blamed."""
+    assert project.pictures() == undisturbed.pictures()
+    assert project.tensors() == undisturbed.tensors()
+    names = sorted(row["file_name"] for row in project.rows())
+    assert names == sorted(row["file_name"] for row in undisturbed.rows())
+    assert not project.failures() and not list(project.output.rglob(".tmp-*"))
+    assert not list(Ledger(project.output / "ledger").marks())
+
+
+@dataclass
+class Started:
+    """A run in a process of its own, and whatever it started."""
+
+    project: Project
+    process: subprocess.Popen[str]
+    token: str
+    printed: str = field(default="")
+
+    def wait(self) -> int:
+        """Its exit code; nothing that it started may be left."""
+        self.printed = self.process.communicate(timeout=PATIENCE_SECONDS)[0]
+        until(lambda: not self.left_behind(), 60, "everything that the run started has ended")
+        return self.process.returncode
+
+    def left_behind(self) -> list[str]:
+        """The command lines of all processes that inherited its environment."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if self.token.encode() in (folder / "environ").read_bytes():
+                    found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue
+        return found
+
+    def until_some_are_done(self, count: int = 2) -> None:
+        """Waits until results appear while the run goes on."""
+
+        def some() -> bool:
+            assert self.process.poll() is None, self.process.communicate()[0]
+            return len(self.project.pictures()) >= count
+
+        until(some, PATIENCE_SECONDS, f"{count} results are there")
+
+
+@contextmanager
+def started(project: Project, *options: str, hazard: str = "", once: Path | None = None) -> Iterator[Started]:
+    """Starts `pnp-batch run`."""
+    token = f"pnp-test-{secrets.token_hex(8)}"
+    process = subprocess.Popen(
+        program("run", str(project.manifest), *options),
+        env={**hazardous(hazard, once), "PNP_TEST": token},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield Started(project, process, token)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def until(condition: Callable[[], object], seconds: float, what: str) -> None:
+    """Waits for something to become true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"not within {seconds:.0f} s: {what}")
+        time.sleep(0.1)
+
+
+def modified(project: Project) -> dict[Path, int]:
+    """When each artifact was published: one that is made again has another time."""
+    return {path: path.stat().st_mtime_ns for path in project.store.glob("*/??/*/meta.json")}

@@ -1,0 +1,312 @@
+"""Choosing an engine and devices, cutting packages, handing them out; without any cluster."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from films import film
+from running import FEW_STEPS, Project
+from runs import BATCH, PROMPTS, planned
+
+from pnp_batch.checkpoint import resolve
+from pnp_batch.engines import engine_for
+from pnp_batch.engines.driver import rows_of
+from pnp_batch.engines.remote import RemoteWorker, Report, Spec
+from pnp_batch.engines.run import Run
+from pnp_batch.engines.schedule import Schedule
+from pnp_batch.errors import EnvironmentFailure, ManifestError
+from pnp_batch.manifest import Manifest, load_manifest
+from pnp_batch.monitor import PlainView
+from pnp_batch.plan import Package, Plan, package_from_json, package_to_json
+from pnp_batch.runner import Silent, Worker
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return planned(tmp_path / "project")
+
+
+def plan_of(project: Project) -> Plan:
+    manifest = load_manifest(project.manifest)
+    return Plan(manifest, resolve(manifest.model, manifest.base))
+
+
+def parts_of(project: Project) -> list[Package]:
+    plan = plan_of(project)
+    (package,) = plan.packages()
+    return Worker(plan.manifest, plan.checkpoint, Silent()).parts(package)
+
+
+def with_run(project: Project, **run: object) -> Manifest:
+    return load_manifest(project.manifest).with_run(run)
+
+
+# Devices
+
+
+@pytest.mark.parametrize(
+    ("written", "devices", "wanted", "device"),
+    [
+        ("auto", "auto", None, "auto"),
+        ("all", "all", None, "auto"),
+        ("2", 2, 2, "auto"),
+        (1, 1, 1, "auto"),
+        ("0,2", (0, 2), 2, "cuda:0"),
+        ("[1]", (1,), 1, "cuda:1"),
+        ([3, 1], (3, 1), 2, "cuda:3"),
+        ("cpu", "cpu", 1, "cpu"),
+        ("cuda:1", "cuda:1", 1, "cuda:1"),
+    ],
+)
+def test_devices_as_written(
+    project: Project, written: object, devices: object, wanted: int | None, device: str
+) -> None:
+    run = with_run(project, devices=written).run
+    assert (run.devices, run.devices_wanted, run.device) == (devices, wanted, device)
+
+
+@pytest.mark.parametrize("written", ["toaster", "0", 0, -1, [], [0, 0], [-1], ["a"], True, "1,1", 1.5])
+def test_devices_that_mean_nothing(project: Project, written: object) -> None:
+    with pytest.raises(ManifestError, match="--devices"):
+        with_run(project, devices=written)
+
+
+def test_several_devices_mean_ray_unless_an_engine_is_written(project: Project) -> None:
+    assert engine_for(with_run(project)) == "local"
+    assert engine_for(with_run(project, devices=1)) == "local"
+    assert engine_for(with_run(project, devices=2)) == "ray"
+    assert engine_for(with_run(project, engine="slurm", devices=2)) == "slurm"
+    with pytest.raises(EnvironmentFailure, match="engine local uses one device, 2 are asked for"):
+        engine_for(with_run(project, engine="local", devices=2))
+
+
+def test_keys_are_those_of_the_workers_device_wherever_they_are_told(project: Project) -> None:
+    """A machine that submits to a cluster's GPUs often has none."""
+    gpus = with_run(project, engine="slurm", slurm={"gres": "gpu:1"})
+    plan = plan_of(project)
+    assert Worker(gpus, plan.checkpoint, Silent()).context.dtype == "float16"
+    for run in ({"engine": "slurm"}, {"engine": "ray", "ray": {"num_gpus": 0}}):
+        assert Worker(with_run(project, **run), plan.checkpoint, Silent()).context.dtype == "float32"
+    project.write([{"image": "0.png", "prompts": ["x"]}], run={"engine": "ray", "ray": {"num_gpus": 1}})
+    assert "cannot be told on this machine" in project.pnp("run", "--dry-run")
+
+
+WITHOUT = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("ray", "submitit"):
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name.partition(".")[0])
+sys.meta_path.insert(0, Missing())
+from pnp_batch.cli import main
+sys.argv[0] = "pnp-batch"
+main()
+"""
+
+
+@pytest.mark.parametrize(("engine", "library"), [("ray", "ray"), ("slurm", "submitit")])
+def test_an_engine_that_is_not_installed_says_how_to_get_it(project: Project, engine: str, library: str) -> None:
+    command = [sys.executable, "-c", WITHOUT, "run", str(project.manifest), "--engine", engine]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 3
+    assert f"needs {library}, which is not installed: pip install 'pnp-batch[{engine}]'" in ended.stderr
+
+
+def test_neither_ray_nor_submitit_is_imported_before_it_is_used() -> None:
+    code = "import sys, pnp_batch, pnp_batch.cli, pnp_batch.engines; print({'ray', 'submitit', 'torch'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
+# Parts
+
+
+def test_a_package_is_cut_between_batches(project: Project) -> None:
+    assert [[job.source.name for job in part.jobs] for part in parts_of(project)] == [
+        ["0.png", "1.png"],
+        ["2.png", "3.png"],
+        ["4.png", "5.png"],
+        ["6.png", "7.png"],
+    ]
+
+
+def test_no_batch_of_translations_is_cut_either(project: Project) -> None:
+    """Batches of four results are two pictures, but one of three pictures with one prompt each joins what lies between."""
+    inputs = [{"image": f"{i}.png", "prompts": PROMPTS} for i in range(8)]
+    project.write(inputs, run={"batch_size": 3})
+    sizes = [len(part.jobs) for part in parts_of(project)]  # inversions in threes, pictures of two prompts one by one
+    assert sizes == [3, 3, 2]
+    for each in inputs:
+        each["prompts"] = [PROMPTS[0], {"prompt": PROMPTS[1], "pnp_f_layers": [5]}]
+    project.write(inputs, run={"batch_size": 3})
+    assert [len(part.jobs) for part in parts_of(project)] == [3, 3, 2]
+    inputs[0]["prompts"] = PROMPTS[:1]
+    inputs[1]["prompts"] = PROMPTS[:1]
+    inputs[2]["prompts"] = [PROMPTS[0], "a doll", "a marble bust"]
+    for each in inputs[3:]:
+        each["prompts"] = PROMPTS[:1]
+    project.write(inputs, run={"batch_size": 3})
+    # Results: {0, 1}, {2}, {3, 4, 5}, {6, 7}; inversions: {0, 1, 2}, {3, 4, 5}, {6, 7}.
+    assert [len(part.jobs) for part in parts_of(project)] == [3, 3, 2]
+    inputs[2]["prompts"] = PROMPTS
+    project.write(inputs, run={"batch_size": 3})
+    # Results: {0, 1}, {2, 3}, {4, 5, 6}, {7}: nothing can be cut.
+    assert [len(part.jobs) for part in parts_of(project)] == [8]
+
+
+def test_parts_one_by_one_give_the_bytes_of_the_whole(project: Project, undisturbed: Project) -> None:
+    plan = plan_of(project)
+    worker = Worker(plan.manifest, plan.checkpoint, Silent())
+    for part in reversed(parts_of(project)):
+        worker.process(part)
+    assert project.pictures() == undisturbed.pictures() and project.tensors() == undisturbed.tensors()
+
+
+def test_a_picture_that_cannot_be_read_moves_the_batches_of_its_own_part_alone(
+    project: Project, undisturbed: Project
+) -> None:
+    data = (project.folder / "0.png").read_bytes()
+    (project.folder / "0.png").write_bytes(data[: len(data) // 2])
+    project.pnp("run", code=1)
+    others = {name: data for name, data in undisturbed.pictures().items() if name[7] not in "01"}
+    assert {name: data for name, data in project.pictures().items() if name[7] not in "01"} == others
+
+
+# Packages and workers by text
+
+
+def test_a_package_survives_being_text(project: Project) -> None:
+    project.write(
+        [
+            {"image": project.picture("sub/ä.png"), "prompts": [{"prompt": "x", "pnp_f_layers": [5]}, "y"]},
+            {"generate": {"prompt": "a horse", "seed": 50}, "prompts": ["a zebra"], "height": 128, "width": 64},
+        ]
+    )
+    (project.folder / "prompts.csv").write_text("prompt,guidance_scale\na toy,3\n")
+    inputs = [{"images": "sub", "prompts": "prompts.csv"}]
+    for each in (None, inputs):
+        if each:
+            project.write(each)
+        for package in plan_of(project).packages():
+            again = package_from_json(package_to_json(package), project.store)
+            assert again == package
+            assert [[t.id for t in job.translations] for job in again.jobs] == [
+                [t.id for t in job.translations] for job in package.jobs
+            ]
+
+
+def test_the_windows_of_a_clip_survive_being_text_and_are_never_cut(project: Project) -> None:
+    film(project.folder / "a.mp4", seconds=3, sound=False)
+    project.write([{"video": "a.mp4", "prompts": PROMPTS}], run=BATCH)
+    plan = plan_of(project)
+    packages = list(plan.packages())
+    assert len(packages) == 3  # 75 frames in windows of 40 that share 8
+    worker = Worker(plan.manifest, plan.checkpoint, Silent())
+    for package in packages:
+        assert package_from_json(package_to_json(package), plan.manifest.store) == package
+        assert worker.parts(package) == [package]
+
+
+def spec_of(project: Project, **changes: object) -> str:
+    manifest = load_manifest(project.manifest)
+    spec = Spec(
+        manifest.to_json(),
+        str(manifest.path),
+        "cpu",
+        "worker 1",
+        "cafe0001",
+        ["invert", "translate", "assemble"],
+        False,
+        1,
+    )
+    return replace(spec, **changes).to_json()  # type: ignore[arg-type]
+
+
+def test_a_remote_worker_gives_outcomes_and_rows_and_writes_no_list(project: Project, undisturbed: Project) -> None:
+    worker = RemoteWorker(spec_of(project))
+    (package,) = plan_of(project).packages()
+    report = Report.from_json(worker.process(package_to_json(package)))
+    assert all(outcome.done for outcome in report.outcomes) and len(report.outcomes) == 16
+    assert [row["file_name"] for row in report.rows] == [row["file_name"] for row in undisturbed.rows()]
+    assert not (project.output / "metadata.jsonl").exists() and project.pictures() == undisturbed.pictures()
+    (beat,) = worker.worker.ledger.workers().values()
+    assert beat["made"] == {"invert": 8, "translate": 16, "assemble": 16} and beat["rows"] > 0
+
+
+def test_a_remote_worker_stops_at_the_next_step_when_a_file_asks_for_it(project: Project) -> None:
+    worker = RemoteWorker(spec_of(project))
+    (package,) = plan_of(project).packages()
+    (worker.worker.ledger.root / "stop").touch()
+    worker.events._beaten = -1e9
+    report = Report.from_json(worker.process(package_to_json(package)))
+    assert report.interrupted and not report.outcomes and not list(worker.worker.ledger.marks())
+
+
+def test_a_manifest_for_workers_has_everything_but_its_inputs(project: Project) -> None:
+    project.write([{"image": "0.png", "prompts": ["x"]}], run=BATCH | {"dtype": "float16", "store": "elsewhere"})
+    manifest = load_manifest(project.manifest)
+    again = Manifest.from_json(manifest.to_json(), manifest.path)
+    assert (again.output, again.store, again.run, again.defaults) == (
+        manifest.output,
+        manifest.store,
+        manifest.run,
+        manifest.defaults,
+    )
+    assert again.inputs == () and json.loads(manifest.to_json())["defaults"]["width"] == FEW_STEPS["width"]
+
+
+# The schedule
+
+
+def schedule_of(project: Project, workers: int, packages: Sequence[Package] | None = None) -> Schedule:
+    plan = plan_of(project)
+    run = Run(plan, PlainView())
+    worker = Worker(plan.manifest, plan.checkpoint, Silent())
+    all_packages = list(plan.packages()) if packages is None else list(packages)
+    total = sum(rows_of(run, package) for package in all_packages)
+    return Schedule(all_packages, worker.parts, lambda package: rows_of(run, package), total, workers)
+
+
+def drained(schedule: Schedule) -> list[list[str]]:
+    pieces = []
+    while (piece := schedule.take()) is not None:
+        pieces.append([job.source.name for job in piece.jobs])
+    return pieces
+
+
+def test_packages_are_whole_at_first_and_end_in_small_pieces(project: Project) -> None:
+    (package,) = plan_of(project).packages()
+    pieces = drained(schedule_of(project, 2, [package] * 6))
+    sizes = [len(piece) for piece in pieces]
+    assert sizes[:2] == [8, 8] and sizes[-2:] == [2, 2] and sum(sizes) == 48
+    assert sum(sizes[: len(sizes) // 2]) > 1.5 * sum(sizes[len(sizes) // 2 :])
+    for piece in pieces:
+        assert int(piece[0][0]) % 2 == 0 and len(piece) % 2 == 0
+
+
+def test_one_worker_gets_everything_once(project: Project) -> None:
+    assert sorted(name for piece in drained(schedule_of(project, 1)) for name in piece) == [
+        f"{i}.png" for i in range(8)
+    ]
+
+
+def test_what_a_dead_worker_had_is_handed_out_again_and_workers_that_only_die_end_the_run(project: Project) -> None:
+    schedule = schedule_of(project, 1)
+    piece = schedule.take()
+    assert piece is not None
+    schedule.died(piece, True, "killed")
+    assert schedule.take() is piece
+    for _ in range(4):
+        schedule.died(None, False, "no driver")
+    schedule.settled()
+    for _ in range(4):
+        schedule.died(None, False, "no driver")
+    with pytest.raises(
+        EnvironmentFailure, match=r"5 workers died one after the other before they did any work.*no driver"
+    ):
+        schedule.died(None, False, "no driver")

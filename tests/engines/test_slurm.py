@@ -1,0 +1,157 @@
+"""Engine `slurm` on a real Slurm: preempted, cancelled, out of time or killed, a run ends with the bytes of a local one."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from running import Project
+from runs import PICTURES, PROMPTS, assert_same, modified, planned, started, until
+from slurm_cluster import SlurmCluster, missing, slurm_cluster
+
+from pnp_batch.ledger import Ledger
+
+pytest.importorskip("submitit")
+
+RESULTS = PICTURES * len(PROMPTS)
+SLOWLY = "wait /out/store/"  # every artifact takes a second more
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
+    if why := missing():
+        pytest.skip(f"NO SLURM HERE, ITS ENGINE IS NOT TESTED: {why}")
+    with slurm_cluster(tmp_path_factory.mktemp("slurm")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def project(tmp_path: Path, slurm: SlurmCluster) -> Iterator[Project]:
+    yield planned(tmp_path / "slurm", engine="slurm", slurm={"tasks": 2, "partition": "main", "time": 10})
+    until(lambda: not slurm.call("squeue", "--noheader").strip(), 90, "the queue is empty")
+
+
+@pytest.mark.slow
+def test_an_array_gives_the_bytes_of_a_local_run_and_the_script_is_the_one_that_was_shown(
+    project: Project, undisturbed: Project
+) -> None:
+    shown = project.pnp("run", "--dry-run")
+    assert not project.output.exists() or not project.pictures()
+    with started(project) as run:
+        assert run.wait() == 0, run.printed
+    assert_same(project, undisturbed)
+    (script,) = (project.output / "slurm/logs").glob("[0-9]*_submission.sh")
+    assert script.read_text() in shown and "#SBATCH --array=0-1%2" in shown
+    assert f"({RESULTS} computed now, {PICTURES} inversions" in run.printed
+    with started(project) as run:  # nothing is left: nothing is submitted
+        assert run.wait() == 0 and "submitted" not in run.printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["kill", "segfault", "hang"])
+def test_a_task_that_dies_is_followed_by_another_array(
+    tmp_path: Path, project: Project, undisturbed: Project, how: str
+) -> None:
+    project = planned(
+        tmp_path / "again", engine="slurm", unit_timeout=5, slurm={"tasks": 2, "partition": "main", "time": 10}
+    )
+    victim = undisturbed.rows()[5]["key"]
+    with started(project, hazard=f"{how} /{victim}", once=tmp_path / "hit") as run:
+        assert run.wait() == 0, run.printed
+    assert (tmp_path / "hit").exists() and run.printed.count("submitted job array") == 2
+    assert_same(project, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_poisoned_result_is_left_out_and_all_others_are_done(project: Project, undisturbed: Project) -> None:
+    victim = undisturbed.rows()[0]
+    with started(project, hazard=f"kill /{victim['key']}") as run:
+        assert run.wait() == 1, run.printed
+    assert f"{RESULTS - 1} of {RESULTS} results are there" in run.printed
+    assert "died 3 times" in project.failures()[0]["error"]
+    assert set(project.pictures()) == set(undisturbed.pictures()) - {victim["file_name"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("partition", ["main", "cheap"])
+def test_preempted_tasks_stop_in_time_and_nobody_is_blamed(
+    tmp_path: Path, project: Project, undisturbed: Project, slurm: SlurmCluster, partition: str
+) -> None:
+    """With a time of grace the tasks have ended when it is over; without one Slurm kills and requeues them."""
+    project = planned(tmp_path / "preempted", engine="slurm", slurm={"tasks": 2, "partition": partition, "time": 10})
+    with started(project, hazard=SLOWLY) as run:
+        run.until_some_are_done()
+        (number,) = set(slurm.call("squeue", "-h", "-o", "%F", "--name=pnp-batch").split())
+        slurm.call("sbatch", "-p", "urgent", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 5")
+        until(lambda: "urgent R" in slurm.call("squeue", "-h", "-o", "%P %t"), 60, "the urgent job runs")
+        assert not list(Ledger(project.output / "ledger").marks())
+        until(lambda: "urgent" not in slurm.call("squeue", "-h", "-o", "%P"), 60, "the urgent job is over")
+        for task in range(2):  # else Slurm waits two minutes with what it requeued
+            subprocess.run(["scontrol", "update", f"JobId={number}_{task}", "StartTime=now"], capture_output=True)
+        assert run.wait() == 0, run.printed
+    assert run.printed.count("submitted job array") == (1 if partition == "cheap" else 2)
+    assert_same(project, undisturbed)
+
+
+@pytest.mark.slow
+def test_tasks_whose_time_is_over_go_on_in_another_array(
+    project: Project, undisturbed: Project, slurm: SlurmCluster
+) -> None:
+    with started(project, hazard="wait5 /out/store/") as run:
+        for job in slurm.wait_for("RUNNING"):
+            slurm.call("scontrol", "update", f"JobId={job}", "TimeLimit=1")
+        assert run.wait() == 0, run.printed
+    assert run.printed.count("submitted job array") >= 2
+    assert_same(project, undisturbed)
+
+
+@pytest.mark.slow
+def test_an_array_that_somebody_cancels_is_followed_by_another(
+    project: Project, undisturbed: Project, slurm: SlurmCluster
+) -> None:
+    with started(project, hazard=SLOWLY) as run:
+        run.until_some_are_done()
+        before = modified(project)
+        slurm.call("scancel", "--name=pnp-batch")
+        assert run.wait() == 0, run.printed
+    assert {path: modified(project)[path] for path in before} == before
+    assert_same(project, undisturbed)
+
+
+@pytest.mark.slow
+def test_an_array_whose_driver_was_killed_goes_on_and_the_next_run_waits_for_it(
+    project: Project, undisturbed: Project
+) -> None:
+    with started(project, hazard=SLOWLY) as run:
+        run.until_some_are_done()
+        run.process.kill()
+        run.process.communicate()
+    assert "task 0 on" in project.pnp("status")
+    with started(project) as run:
+        assert run.wait() == 0, run.printed
+    assert "goes on; waiting for it" in run.printed and "submitted" not in run.printed
+    assert_same(project, undisturbed)
+
+
+@pytest.mark.slow
+def test_ctrl_c_cancels_the_array(project: Project, undisturbed: Project, slurm: SlurmCluster) -> None:
+    with started(project, hazard=SLOWLY) as run:
+        run.until_some_are_done()
+        run.process.send_signal(signal.SIGINT)
+        assert run.wait() == 130, run.printed
+    assert not slurm.call("squeue", "--noheader").strip()
+    assert not list(Ledger(project.output / "ledger").marks())
+    with started(project) as run:
+        assert run.wait() == 0, run.printed
+    assert_same(project, undisturbed)
+
+
+@pytest.mark.slow
+def test_what_slurm_refuses_is_said(tmp_path: Path, slurm: SlurmCluster) -> None:
+    project = planned(tmp_path / "slurm", engine="slurm", slurm={"partition": "nowhere"})
+    with started(project) as run:
+        assert run.wait() == 3
+    assert "Slurm refuses the job array" in run.printed and "nvalid partition" in run.printed

@@ -1,0 +1,192 @@
+"""The attempt ledger with processes that really die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from running import Project, run_with_hazard
+
+from pnp_batch.ledger import Ledger, Quarantined
+from pnp_batch.stages.batches import attempt
+
+UNIT = "translate-" + "ab" * 32
+OTHER = "translate-" + "cd" * 32
+
+HOLDS_A_UNIT = """
+import sys, time
+from pathlib import Path
+from pnp_batch.ledger import Ledger
+with Ledger(Path(sys.argv[1]), unit_timeout=float(sys.argv[2])).attempt(sys.argv[3:]):
+    print("in hand", flush=True)
+    time.sleep(1e6)
+"""
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "ledger")
+
+
+def holder(ledger: Ledger, *units: str, timeout: float = 1e6) -> subprocess.Popen[str]:
+    """A process that has units in hand for ever."""
+    command = [sys.executable, "-c", HOLDS_A_UNIT, str(ledger.root), str(timeout), *units]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "in hand\n"
+    return process
+
+
+def die_with(ledger: Ledger, *units: str) -> None:
+    process = holder(ledger, *units)
+    process.kill()
+    process.communicate()
+
+
+def test_a_unit_in_the_hands_of_a_living_worker_has_no_strike(ledger: Ledger) -> None:
+    process = holder(ledger, UNIT)
+    assert not ledger.strikes(UNIT) and len(list(ledger.marks())) == 1
+    process.kill()
+    process.communicate()
+    assert len(ledger.strikes(UNIT)) == 1 and not ledger.strikes(OTHER)
+
+
+def test_a_unit_that_took_three_workers_down_is_refused(ledger: Ledger) -> None:
+    for _ in range(2):
+        die_with(ledger, UNIT)
+    ledger.refuse(UNIT)
+    die_with(ledger, UNIT)
+    with pytest.raises(Quarantined, match="the worker died 3 times"):
+        ledger.refuse(UNIT)
+    assert ledger.quarantined() == [UNIT]
+    ledger.forgive()
+    ledger.refuse(UNIT)
+    assert not list(ledger.marks())
+
+
+def test_an_end_in_good_order_takes_the_marks_back(ledger: Ledger) -> None:
+    die_with(ledger, UNIT)
+    for error in (KeyboardInterrupt, ValueError):
+        with pytest.raises(error), ledger.attempt([UNIT]):
+            raise error
+        assert len(ledger.strikes(UNIT)) == 1
+    with ledger.attempt([UNIT]):
+        pass
+    assert not list(ledger.marks())
+
+
+def test_getting_further_forgives_but_not_the_last_attempt(ledger: Ledger) -> None:
+    die_with(ledger, UNIT)
+    with ledger.attempt([UNIT]):
+        ledger.progressed()
+        assert not ledger.strikes(UNIT)
+    for _ in range(2):
+        die_with(ledger, UNIT)
+    with ledger.attempt([UNIT]):
+        ledger.progressed()
+        assert len(ledger.strikes(UNIT)) == 2
+
+
+def test_a_process_that_a_unit_holds_for_too_long_ends_itself(ledger: Ledger) -> None:
+    process = holder(ledger, UNIT, OTHER, timeout=0.05)
+    _, printed = process.communicate()
+    assert process.returncode == 3 and "was not done within 0.1 s" in printed
+    (strike,) = ledger.strikes(UNIT)
+    assert "unit_timeout" in ledger.cause_of_death(strike.writer)
+
+
+def test_in_a_container_every_run_has_the_same_process_number(ledger: Ledger) -> None:
+    with ledger.attempt([UNIT]):
+        assert len(Ledger(ledger.root).strikes(UNIT)) == 1
+
+
+def test_a_worker_of_another_machine_is_dead_when_it_is_silent_or_buried(ledger: Ledger) -> None:
+    ledger.writer = "elsewhere-1-cafe0000"
+    ledger.beat({})
+    with ledger.attempt([UNIT]):
+        here = Ledger(ledger.root)
+        assert not here.strikes(UNIT)
+        beat = ledger.root / "workers" / ledger.writer
+        os.utime(beat, (time.time() - 3600,) * 2)
+        assert here.strikes(UNIT)
+        ledger.beat({})
+        assert not here.strikes(UNIT)
+        here.bury(ledger.writer, "its node was lost")
+        assert here.strikes(UNIT) and here.cause_of_death(ledger.writer) == "its node was lost"
+        here.remove_the_dead()
+        assert here.strikes(UNIT)
+    here.remove_the_dead()
+    assert not list((ledger.root / "dead").iterdir())
+
+
+class Thing:
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+
+def test_a_batch_is_repeated_once_then_taken_apart_and_the_guilty_one_alone_is_given_up(ledger: Ledger) -> None:
+    guilty, innocent = Thing("ab" * 32), Thing("cd" * 32)
+    computed: list[list[Thing]] = []
+    given_up: list[Thing] = []
+
+    def work() -> None:
+        computed.clear()
+        attempt(
+            [[guilty, innocent]],
+            lambda group: computed.extend(list(batch) for batch in group),
+            lambda thing, error: given_up.append(thing),
+            ledger,
+            "translate",
+        )
+
+    die_with(ledger, UNIT, OTHER)
+    work()
+    assert computed == [[guilty, innocent]] and not list(ledger.marks())  # a success forgives
+    for _ in range(2):
+        die_with(ledger, UNIT, OTHER)
+    work()
+    assert computed == [[guilty], [innocent]] and not list(ledger.marks())
+    for units in ([UNIT, OTHER], [UNIT, OTHER], [UNIT]):
+        die_with(ledger, *units)
+    work()
+    assert computed == [[innocent]] and given_up == [guilty]
+
+
+def test_ten_thousand_units_leave_nothing_behind(ledger: Ledger) -> None:
+    for i in range(10_000):
+        with ledger.attempt([f"translate-{i:064x}"]):
+            pass
+    assert not list(ledger.marks())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["kill", "segfault", "hang"])
+def test_a_result_that_takes_the_run_down_three_times_is_left_out_and_its_batch_mates_are_done(
+    tmp_path: Path, how: str
+) -> None:
+    project = Project(tmp_path)
+    prompts = [f"toy number {i}" for i in range(4)]
+    project.write([{"image": project.picture("a.png"), "prompts": prompts}], run={"batch_size": 1})
+    project.pnp("run")
+    alone, rows = project.pictures(), project.rows()
+    project = Project(tmp_path / "poisoned")
+    project.folder.mkdir()
+    project.picture("a.png")
+    project.write([{"image": "a.png", "prompts": prompts}], run={"unit_timeout": 2, "batch_size": 4})
+    poison = f"{how} /{rows[0]['key']}"
+    died = {"kill": -signal.SIGKILL, "segfault": -signal.SIGSEGV, "hang": 3}[how]
+    for _ in range(3):
+        assert run_with_hazard(project, poison).returncode == died
+    ended = run_with_hazard(project, poison)
+    assert ended.returncode == 1 and "3 of 4 results are there" in ended.stderr
+    assert project.failures()[0]["prompt"] == prompts[0] and "quarantined" in project.failures()[0]["error"]
+    assert "1 in quarantine" in project.pnp("status")
+    lost = rows[0]["file_name"]
+    assert project.pictures() == {name: data for name, data in alone.items() if name != lost}
+    assert run_with_hazard(project, poison).returncode == 1  # and stays so, at no cost
+    project.pnp("run", "--retry-failed")
+    assert project.pictures() == alone

@@ -152,11 +152,15 @@ class Monitor:
     def made(self, stage: str, count: int) -> None:
         """A stage made artifacts or files."""
         self.made_counts[stage] += count
-        counts = self.made_counts
+        self._count()
+        self._refresh()
+
+    def _count(self) -> None:
+        """What was made here and by workers elsewhere."""
+        counts = sum((Counter(beat["made"]) for beat in self._beats.values()), self.made_counts)
         self.state.inverted, self.state.translated = counts["invert"], counts["translate"]
         self.state.passed, self.state.saved = counts["passed"], counts["saved"]
         self.state.flagged, self.state.not_judged = counts["flagged"], counts["not judged"]
-        self._refresh()
 
     @property
     def workers_known(self) -> int:
@@ -169,8 +173,8 @@ class Monitor:
         rows = sum(beat["rows"] for beat in self._beats.values())
         if rows > self.state.rows:
             self._computing_began = self._computing_began or time.monotonic()
-        made = sum((Counter(beat["made"]) for beat in self._beats.values()), Counter[str]())
-        self.state.rows, self.state.inverted, self.state.translated = rows, made["invert"], made["translate"]
+        self.state.rows = rows
+        self._count()
         self.state.workers = sorted((WorkerState.of(beat) for beat in beats.values()), key=lambda worker: worker.name)
         self._refresh()
 

@@ -21,7 +21,7 @@ def beat(name: str, rows: int, doing: str = "package 3", silent: float = 0.0) ->
         "host": "node7",
         "doing": doing,
         "rows": rows,
-        "made": {"invert": 2, "translate": 3},
+        "made": {"invert": 2, "translate": 3, "flagged": 1},
         "began": NOW - 100 - silent,
         "updated": NOW - silent,
     }
@@ -32,7 +32,9 @@ def test_the_live_view_has_a_row_for_each_worker_and_drops_those_that_are_gone(t
     view = LiveView(console)
     monitor = Monitor(Estimate(sources=8, translations=16, target_rows=1000), tmp_path, view)
     monitor.watch({"a": beat("worker 1", 200), "b": beat("worker 2", 100, "package 4")})
-    assert (monitor.state.rows, monitor.state.inverted, monitor.state.translated) == (300, 4, 6)
+    monitor.made("flagged", 1)
+    state = monitor.state
+    assert (state.rows, state.inverted, state.translated, state.flagged) == (300, 4, 6, 3)
     rows = {task.description: task.fields["about"] for task in view._progress.tasks}
     assert rows["worker 1"] == "2.0/s  package 3 (node7)" and rows["worker 2"] == "1.0/s  package 4 (node7)"
     monitor.watch({"b": beat("worker 2", 150)})

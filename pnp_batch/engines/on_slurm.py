@@ -89,7 +89,9 @@ class Campaign:
         here = self.manifest.with_run({"devices": self.device})
         self.worker = Worker(here, self.run.plan.checkpoint, driver.monitor, self.run.fail_fast)
         self.digest = sha256(
-            "\n".join([self.manifest.to_json(), *self.run.stages, str(self.run.plan.limit)]).encode()
+            "\n".join(
+                [self.manifest.to_json(), *self.run.stages, str(self.run.plan.limit), *sorted(self.run.plan.only or ())]
+            ).encode()
             + self.manifest.path.read_bytes()
         )
 

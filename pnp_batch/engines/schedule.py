@@ -38,15 +38,13 @@ class Schedule:
 
     def take(self) -> Package | None:
         """The next piece of work, or None when all of it was handed out."""
-        if not self.has_more():
-            return None
-        return (self._again or self._open).popleft()
+        return self._open.popleft() if self.has_more() else None
 
     def has_more(self) -> bool:
         """Whether something is left to hand out."""
-        if not self._again and not self._open and (package := next(self._packages, None)):
+        if not self._open and (package := self._again.popleft() if self._again else next(self._packages, None)):
             self._open.extend(self._pieces(package))
-        return bool(self._again or self._open)
+        return bool(self._open)
 
     def _pieces(self, package: Package) -> Iterator[Package]:
         """A package as it is, or, towards the end of the plan, in runs of parts that get smaller and smaller."""
@@ -77,7 +75,7 @@ class Schedule:
         """A worker died.
 
         Args:
-            package: What it had; it is handed out again.
+            package: What it had; it is handed out again, in pieces if the end is near.
             blamed: Whether the ledger holds a strike for it. Such deaths come to an end by themselves.
             cause: What is known about it.
 
@@ -85,6 +83,7 @@ class Schedule:
             EnvironmentFailure: Workers die of nothing in particular, one after the other.
         """
         if package is not None:
+            self._left += self._rows(package)
             self._again.append(package)
         self._fruitless += not blamed
         if self._fruitless > 2 * self._workers + 2:

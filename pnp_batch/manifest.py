@@ -171,7 +171,7 @@ def _devices(value: Any) -> Any:
     numbers = re.fullmatch(r"\[?(\d+(?: *, *\d+)+|(?<=\[)\d+)\]?", value) if isinstance(value, str) else None
     listed = [int(part) for part in numbers[1].split(",")] if numbers else value
     if isinstance(listed, list | tuple):
-        if not listed or len(set(listed)) < len(listed) or not all(type(n) is int and n >= 0 for n in listed):
+        if not listed or not all(type(n) is int and n >= 0 for n in listed) or len(set(listed)) < len(listed):
             raise PydanticCustomError(
                 "devices", "the numbers of GPUs should be whole, at least one, and each named once"
             )

@@ -71,7 +71,7 @@ def test_devices_as_written(
     assert (run.devices, run.devices_wanted, run.device) == (devices, wanted, device)
 
 
-@pytest.mark.parametrize("written", ["toaster", "0", 0, -1, [], [0, 0], [-1], ["a"], True, "1,1", 1.5])
+@pytest.mark.parametrize("written", ["toaster", "0", 0, -1, [], [0, 0], [-1], ["a"], [[]], True, "1,1", 1.5])
 def test_devices_that_mean_nothing(project: Project, written: object) -> None:
     with pytest.raises(ManifestError, match="--devices"):
         with_run(project, devices=written)

@@ -55,6 +55,16 @@ def test_a_unit_in_the_hands_of_a_living_worker_has_no_strike(ledger: Ledger) ->
     assert len(ledger.strikes(UNIT)) == 1 and not ledger.strikes(OTHER)
 
 
+def test_a_buried_worker_is_dead_though_nobody_has_waited_for_its_process(ledger: Ledger) -> None:
+    process = holder(ledger, UNIT)
+    (mark,) = ledger.marks()
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # now it is a zombie
+    ledger.bury(mark.writer, "killed")
+    assert len(ledger.strikes(UNIT)) == 1
+    process.communicate()
+
+
 def test_a_unit_that_took_three_workers_down_is_refused(ledger: Ledger) -> None:
     for _ in range(2):
         die_with(ledger, UNIT)

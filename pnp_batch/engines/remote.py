@@ -131,6 +131,7 @@ class RemoteWorker:
             try:
                 package = package_from_json(package_json, self.worker.store.root)
                 self.events.beat(f"package {package.index}")
+                self.events.stop_if_asked()
                 self._process(package, report)
             except (EnvironmentFailure, ModelError, ItemError) as error:
                 report.failure = str(error)
@@ -165,8 +166,12 @@ class WorkerEvents:
         self._rows += rows
         if time.monotonic() - self._beaten >= BEAT_SECONDS:
             self.beat(self._doing)
-            if (self.ledger.root / STOP_FILE).exists():
-                raise interrupts.Interrupted
+            self.stop_if_asked()
+
+    def stop_if_asked(self) -> None:
+        """Ends the work in hand when a file asks for it."""
+        if (self.ledger.root / STOP_FILE).exists():
+            raise interrupts.Interrupted
 
     def made(self, stage: str, count: int) -> None:
         """A stage made artifacts or files."""

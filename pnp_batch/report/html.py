@@ -267,7 +267,7 @@ def _verdict_of(rows: Sequence[Row]) -> Verdict:
 def _about(row: Row) -> str:
     size = f"{row['width']} \N{MULTIPLICATION SIGN} {row['height']}" if row.get("width") and row.get("height") else ""
     inverted_by = (
-        f"inverted by {row['inverted_by']} in {row['inversion_rows']} UNet rows" if row.get("inverted_by") else ""
+        f"inverted by {row['inverted_by']} in {row['inversion_rows']:.4g} UNet rows" if row.get("inverted_by") else ""
     )
     length = f"{row['frames']} frames, {row['duration']:.4g} s" if row.get("frames") and row.get("duration") else ""
     return " · ".join(filter(None, (size, length, inverted_by)))

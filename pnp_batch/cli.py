@@ -139,7 +139,7 @@ def run(
         return OK
     console = _console()
     stages = (only,) if only else tuple(STAGES)
-    summary = chosen(Run(plan, view_for(console), stages, fail_fast))
+    summary = chosen(Run(plan, view_for(console), stages, fail_fast, forgive=retry_failed))
     for message in summary.corrupt:
         _say(message)
     _say(

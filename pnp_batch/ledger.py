@@ -5,6 +5,10 @@ package: a package of thirty pictures must not be given up for one of them. Whil
 a *mark*, a file of its own; the end takes it back, whether the work is done, failed with an error (which the failure list holds)
 or was interrupted. So a mark whose worker is gone is a *strike*: the unit was in hand when a process died.
 
+A process of engine `local` that vanished without a word was most likely killed by whoever started it, and is no reason to
+change a batch, and with it bytes: of such deaths only every tenth is a strike. A crash leaves its traceback, a hang and a worker
+that an engine looked after leave their cause of death; those count each.
+
 Strikes decide what happens next (see `stages.batches.attempt`). After one, the batch is tried again as it was, since a kill is
 mostly not its fault and the same batch gives the same bytes. When the next attempt would be the last, its members are tried one
 by one: the guilty one dies alone and is quarantined, its innocent mates are done.
@@ -16,6 +20,7 @@ everything.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import secrets
@@ -33,6 +38,7 @@ from pnp_batch.errors import ItemError, disk_errors_named
 from pnp_batch.store.files import is_alive, write_atomic
 
 STALE_SECONDS = 600.0  # a worker of another machine that gave no sign of life for so long is gone
+SILENT_DEATHS = 10  # so many of a process that nobody looked after make one strike
 TIMED_OUT = 3  # exit code of a process that a unit held for too long: the environment failed
 
 
@@ -70,8 +76,45 @@ class Ledger:
         self._in_hand: list[str] = []
 
     def strikes(self, unit: str) -> list[Mark]:
-        """The attempts at a unit during which a worker died."""
+        """The attempts at a unit during which a worker died, as far as they count."""
+        return self._counted(self._deaths(unit))
+
+    def _deaths(self, unit: str) -> list[Mark]:
         return [mark for mark in self._marks(unit) if self.is_dead(mark.writer)]
+
+    def _counted(self, deaths: Sequence[Mark]) -> list[Mark]:
+        told = [mark for mark in deaths if self._left_a_word(mark.writer)]
+        return told + [mark for mark in deaths if mark not in told][SILENT_DEATHS - 1 :: SILENT_DEATHS]
+
+    def _left_a_word(self, writer: str) -> bool:
+        """Whether it is known how a worker died, or that an engine looked after it."""
+        known = (self.root / folder / writer for folder in ("dead", "workers"))
+        return any(path.exists() for path in known) or bool(self._crash(writer))
+
+    @contextmanager
+    def crashes_noted(self) -> Iterator[None]:
+        """Within the block a crash of this process leaves its traceback in the ledger; a kill -9 leaves nothing."""
+        if faulthandler.is_enabled():  # somebody else wants to see it
+            yield
+            return
+        path = self.root / "crashes" / self.writer
+        with disk_errors_named(f"the attempt ledger {self.root}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("w")
+        with file:
+            faulthandler.enable(file, all_threads=False)
+            try:
+                yield
+            finally:
+                faulthandler.disable()
+                path.unlink(missing_ok=True)
+
+    def _crash(self, writer: str) -> str:
+        """The first line of its crash, empty where there was none."""
+        try:
+            return (self.root / "crashes" / writer).read_text(errors="replace").partition("\n")[0]
+        except FileNotFoundError:
+            return ""
 
     @contextmanager
     def attempt(self, units: Sequence[str]) -> Iterator[None]:
@@ -104,7 +147,7 @@ class Ledger:
         self._forgive(unit for unit in self._in_hand if len(self.strikes(unit)) < self.max_attempts - 1)
 
     def _forgive(self, units: Iterable[str]) -> None:
-        for mark in (mark for unit in units for mark in self.strikes(unit)):
+        for mark in (mark for unit in units for mark in self._deaths(unit)):
             mark.path.unlink(missing_ok=True)
 
     def refuse(self, unit: str) -> None:
@@ -123,10 +166,11 @@ class Ledger:
 
     def quarantined(self) -> list[str]:
         """All units that have been tried too often."""
-        count: dict[str, int] = {}
+        deaths: dict[str, list[Mark]] = {}
         for mark in self.marks():
-            count[mark.unit] = count.get(mark.unit, 0) + self.is_dead(mark.writer)
-        return [unit for unit, strikes in count.items() if strikes >= self.max_attempts]
+            if self.is_dead(mark.writer):
+                deaths.setdefault(mark.unit, []).append(mark)
+        return [unit for unit, marks in deaths.items() if len(self._counted(marks)) >= self.max_attempts]
 
     def forgive(self) -> None:
         """Forgets every strike."""
@@ -183,12 +227,12 @@ class Ledger:
         try:
             return (self.root / "dead" / writer).read_text(encoding="utf-8")
         except FileNotFoundError:
-            return "it was killed or crashed"
+            return self._crash(writer) or "it was killed or crashed"
 
     def remove_the_dead(self) -> None:
         """Forgets workers that are gone, but for those that a strike still names."""
         blamed = {mark.writer for mark in self.marks()}
-        for folder in ("workers", "dead"):
+        for folder in ("workers", "dead", "crashes"):
             for path in (self.root / folder).glob("[!.]*"):
                 if path.name not in blamed and (folder == "dead" or self.is_dead(path.name)):
                     path.unlink(missing_ok=True)

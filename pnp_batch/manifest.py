@@ -435,6 +435,15 @@ class RaySpec(_Value):
     resources: Annotated[tuple[tuple[Name, Annotated[Number, Field(gt=0)]], ...], BeforeValidator(_as_pairs)] = ()
 
 
+def _one_line(text: str) -> str:
+    if "\n" in text or "\r" in text:
+        raise PydanticCustomError("lines", "this goes into one line of a script and cannot hold a line break")
+    return text
+
+
+Word = Annotated[Name, AfterValidator(_one_line)]
+
+
 class SlurmSpec(_Value):
     """Engine `slurm`: a job array. Everything but the first three goes into the sbatch script as it is.
 
@@ -443,19 +452,19 @@ class SlurmSpec(_Value):
 
     tasks: Annotated[Integer, Field(ge=1, le=100_000)] = 8
     parallel: Annotated[Integer, Field(ge=1)] | None = None
-    logs: Name | None = None
-    partition: Name | None = None
+    logs: Word | None = None
+    partition: Word | None = None
     time: Annotated[Integer, Field(ge=1)] = 60
-    gres: Name | None = None
+    gres: Word | None = None
     gpus_per_node: Annotated[Integer, Field(ge=1)] | None = None
     cpus_per_task: Annotated[Integer, Field(ge=1)] = 1
-    mem: Name | None = None
-    account: Name | None = None
-    qos: Name | None = None
-    constraint: Name | None = None
-    nodelist: Name | None = None
+    mem: Word | None = None
+    account: Word | None = None
+    qos: Word | None = None
+    constraint: Word | None = None
+    nodelist: Word | None = None
     setup: tuple[Text, ...] = ()
-    python: Name | None = None
+    python: Word | None = None
 
     @property
     def wants_gpus(self) -> bool:

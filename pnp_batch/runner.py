@@ -133,8 +133,11 @@ class Worker:
     def is_done(self, package: Package) -> bool:
         """Whether nothing of a package is to be computed or written, as far as can be told without decoding a picture."""
         items = items_of(package.jobs, self.context)
+        asked = (
+            items[:1] if items[0].job.window is not None else items
+        )  # a video is out for all of its frames or for none
         return all(item.knows_key() for item in items) and all(
-            self._is_out(unit) for item in items for unit in item.units
+            self._is_out(unit) for item in asked for unit in item.units
         )
 
     def _is_out(self, unit: Unit) -> bool:
@@ -200,7 +203,17 @@ class Worker:
             if unit.error is None and unit.find():
                 half = halves[unit.id, unit.item.job.place].key
                 self.store.publish("translate", half, {}, {"fallback": unit.key, "dtype": "float32"})
+        if "assemble" in stages and any(job.window is not None for job in jobs):
+            self._assemble_videos(context, jobs, again)
         return again
+
+    def _assemble_videos(self, context: Context, jobs: Sequence[Job], again: Sequence[Item]) -> None:
+        """The other windows of a video are there in half precision, under keys that a float32 context does not know."""
+        items = items_of(jobs, context)
+        STAGES["assemble"](context, items)
+        is_assembled = {(unit.id, item.job.place): unit.is_assembled for item in items for unit in item.units}
+        for unit in (unit for item in again for unit in item.units):
+            unit.is_assembled = unit.is_assembled or is_assembled[unit.id, unit.item.job.place]
 
     @cached_property
     def _device_type(self) -> str:

@@ -13,7 +13,7 @@ from running import Project, start, wait_for_changes
 
 INPUTS = [{"prompts": ["a bronze statue", "a pink toy", "a marble bust"]} for _ in range(3)]
 # These kills are nobody's fault, however often they hit the same batch.
-CHECKPOINT_AT_EVERY_STEP = {"checkpoint_seconds": 0, "batch_size": 4, "max_attempts": 100}
+CHECKPOINT_AT_EVERY_STEP = {"checkpoint_seconds": 0, "batch_size": 4}
 
 
 @pytest.fixture

@@ -102,7 +102,8 @@ class DiffusionModel:
     def free_memory(self) -> int:
         """Bytes that its device can still give."""
         if self.device.type == "cuda":
-            return torch.cuda.mem_get_info(self.device)[0]
+            unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+            return torch.cuda.mem_get_info(self.device)[0] + unused  # torch keeps what it was given
         return int(psutil.virtual_memory().available)
 
     def seconds_per_pass(self, size: tuple[int, int], rows: int) -> float:

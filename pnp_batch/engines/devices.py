@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from importlib.util import find_spec
 
 from pnp_batch.errors import EnvironmentFailure
 from pnp_batch.manifest import Manifest
 from pnp_batch.runner import NVIDIA_DRIVER
+
+log = logging.getLogger(__name__)
 
 
 def visible_gpus() -> int:
@@ -34,6 +37,9 @@ def engine_for(manifest: Manifest) -> str:
     wanted = run.devices_wanted
     count = visible_gpus() if wanted is None else wanted
     if count <= 1:
+        return "local"
+    if not has_ray() and run.devices == "auto":
+        log.warning("%d GPUs are there and one is used; for all of them: pip install 'pnp-batch[ray]'", count)
         return "local"
     if not has_ray():
         raise EnvironmentFailure(

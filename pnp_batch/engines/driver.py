@@ -157,7 +157,7 @@ def driving(run: Run) -> Iterator[Driver]:
         driver = Driver(run)
         ArtifactStore(manifest.store).remove_stale_temporaries()
         driver.outputs.remove_stale_temporaries()
-        if run.plan.only is not None:
+        if run.forgive:
             driver.ledger.forgive()
         driver.ledger.remove_the_dead()
         driver.may_go_on()

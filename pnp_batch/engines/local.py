@@ -16,10 +16,11 @@ def run_local(run: Run) -> Summary:
     plan = run.plan
     with driving(run) as driver:
         worker = Worker(plan.manifest, plan.checkpoint, driver.monitor, run.fail_fast)
-        for package in plan.packages():
-            units = worker.process(package, run.stages)
-            driver.settle(package, [unit.outcome for unit in units])
-            if driver.is_stopped:
-                break
+        with worker.ledger.crashes_noted():
+            for package in plan.packages():
+                units = worker.process(package, run.stages)
+                driver.settle(package, [unit.outcome for unit in units])
+                if driver.is_stopped:
+                    break
         driver.finish()
         return driver.summary(list(worker.store.corrupt.values()))

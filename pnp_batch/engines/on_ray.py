@@ -42,7 +42,7 @@ os.environ.update({name: os.environ.get(name, value) for name, value in PRIVATE.
 import ray  # noqa: E402
 from ray._private import ray_constants  # noqa: E402
 from ray._private.ray_constants import ENABLE_RAY_CLUSTERS_ENV_VAR  # noqa: E402
-from ray.exceptions import RayActorError, RayError  # noqa: E402
+from ray.exceptions import RayError, RayTaskError  # noqa: E402
 
 log = logging.getLogger(__name__)
 
@@ -245,7 +245,10 @@ class Loop:
             hand = self.flying.pop(future)
             try:
                 self._answered(hand, ray.get(future))
-            except RayActorError as error:
+            except RayTaskError:
+                raise  # an error of ours, in the worker
+            except RayError as error:  # it died, was killed for want of memory, or its node is gone
+                ray.kill(hand.actor)
                 self._died(hand, _first_line(error))
         if not done and not self._is_busy() and time.monotonic() - self.last_answer > NODE_PATIENCE_SECONDS:
             raise EnvironmentFailure(

@@ -31,12 +31,14 @@ class Run:
         view: Who shows how it goes.
         stages: Names of the stages to run.
         fail_fast: End at the first failure.
+        forgive: Try again what was given up for the workers it took down.
     """
 
     plan: Plan
     view: View
     stages: Sequence[str] = tuple(STAGES)
     fail_fast: bool = False
+    forgive: bool = False
 
     @property
     def is_whole(self) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from pnp_batch.errors import EnvironmentFailure, NonFiniteError
+from pnp_batch.errors import EnvironmentFailure
 from pnp_batch.evaluation.measures import BATCH, Finding, Measures, is_number
 from pnp_batch.evaluation.values import Value
 from pnp_batch.inputs import Source, Translation
@@ -21,6 +21,7 @@ from pnp_batch.plan import TRAJECTORY_SETTINGS, Job, jobs_of, packages_of, unit_
 from pnp_batch.stages.quality import FLAGGED, NOT_JUDGED, PASSED, STAGE, Verdict
 from pnp_batch.stages.work import Context, Events, Unit
 from pnp_batch.store import Artifact
+from pnp_batch.store.artifacts import CorruptArtifact
 
 Make = Callable[[Context, Sequence[Job]], Sequence[Unit]]
 
@@ -152,10 +153,10 @@ class Gate:
         for trial in trials:
             unit = made[_other(trial.unit, retry)[1]]
             trial.current = unit if unit.error is None and unit.find() is not None else None
-            if isinstance(unit.error, NonFiniteError):
-                self.context.events.note(f"a retry of {unit.item.job.source.name} gave nothing finite: {unit.error}")
-            elif unit.error is not None:
-                trial.unit.fail(unit.stage, unit.error)
+            if isinstance(unit.error, CorruptArtifact):
+                trial.unit.fail(unit.stage, unit.error)  # it is made again
+            elif unit.error is not None:  # what was made before stands
+                self.context.events.note(f"a retry of {unit.item.job.source.name} failed at {unit.stage}: {unit.error}")
 
     def _work(self, trials: Sequence[Trial], retry: Settings) -> Iterator[tuple[Context, Sequence[Job]]]:
         """The jobs of a round, by dtype (a result that half precision could not hold stays in float32) and geometry."""

@@ -14,6 +14,7 @@ from pnp_batch.stages import bank
 from pnp_batch.stages.batches import Group, attempt
 from pnp_batch.stages.groups import groups, method_of, sources_of
 from pnp_batch.stages.work import Context, Item, Unit, described
+from pnp_batch.store.artifacts import CorruptArtifact
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,9 +65,17 @@ def _compute(context: Context, group: Group[Unit]) -> None:
     keys = [unit.key for batch in group for unit in batch]
     loop = CheckpointedLoop(context.checkpoints(STAGE, keys), context.model, context.events.step)
     prompts = [item.job.prompt for item in sources]
-    with ExitStack() as stack:
-        features = {"features": stack.enter_context(bank.features(context, sources))} if method.uses_layers else {}
-        finals = method.load()(context.model, kept, prompts, targets, loop, **features)
+
+    def finals_of() -> list[Tensor]:
+        with ExitStack() as stack:
+            features = {"features": stack.enter_context(bank.features(context, sources))} if method.uses_layers else {}
+            return method.load()(context.model, kept, prompts, targets, loop, **features)  # type: ignore[no-any-return]
+
+    try:
+        finals = finals_of()
+    except CorruptArtifact:  # a bank, which is set aside by now or made room for another; a source pass takes its place
+        loop = CheckpointedLoop(context.checkpoints(STAGE, keys), context.model, context.events.step)
+        finals = finals_of()
     seconds = time.monotonic() - begin
     for batch, latents in zip(group, finals, strict=True):
         _publish(context, batch, latents, seconds * len(batch) / len(keys))
@@ -121,7 +130,7 @@ def about(unit: Unit) -> dict[str, Any]:
     return {
         "prompt": unit.translation.prompt,
         "settings": values,
-        "bank_compression": unit.item.context.banks.compression,
+        "bank_compression": unit.bank_compression,
         "trajectory": unit.item.key,
         "errors": {name: errors.get(name) for name in FIGURES},
     }

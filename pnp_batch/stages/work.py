@@ -299,8 +299,13 @@ class Unit:
     def key(self) -> str:
         """Key of its result."""
         window = self._window
-        compression = self.item.context.banks.compression if window is None else "none"
-        return translation_key(self.translation, self.item.key, self.layers, compression, window)
+        return translation_key(self.translation, self.item.key, self.layers, self.bank_compression, window)
+
+    @property
+    def bank_compression(self) -> str:
+        """How its source features are packed: `none` where it has none, and for frames that are translated together."""
+        banked = METHODS[self.translation.settings.method].uses_layers and self._window is None
+        return self.item.context.banks.compression if banked else "none"
 
     @property
     def _window(self) -> dict[str, Any] | None:

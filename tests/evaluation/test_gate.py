@@ -297,7 +297,7 @@ def test_killed_at_many_moments_the_bytes_and_verdicts_are_those_of_an_undisturb
             INPUTS,
             evaluation=BACKBONES,
             quality=quality,
-            run={"checkpoint_seconds": 0, "batch_size": 3, "max_attempts": 100},
+            run={"checkpoint_seconds": 0, "batch_size": 3},
         )
     undisturbed.pnp("run")
     exits = []

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from running import TINY_SD, Project
 
 import pnp_batch
 from pnp_batch.errors import ManifestError
@@ -15,7 +16,6 @@ from pnp_batch.inputs import Source, Translation
 from pnp_batch.manifest import METHODS_OF, Settings
 from pnp_batch.methods import METHODS
 from pnp_batch.plan import Job, trajectory_key, translation_key, unit_id
-from tests.running import TINY_SD, Project
 
 PROMPT = "a red car"
 ALL: list[dict[str, Any]] = [

@@ -77,6 +77,12 @@ def test_devices_that_mean_nothing(project: Project, written: object) -> None:
         with_run(project, devices=written)
 
 
+@pytest.mark.parametrize("name", ["partition", "gres", "account", "python"])
+def test_nothing_in_a_slurm_script_gets_lines_of_its_own(project: Project, name: str) -> None:
+    with pytest.raises(ManifestError, match="cannot hold a line break"):
+        with_run(project, engine="slurm", slurm={name: "x\n#SBATCH --wrap=evil"})
+
+
 def test_several_devices_mean_ray_unless_an_engine_is_written(project: Project) -> None:
     assert engine_for(with_run(project)) == "local"
     assert engine_for(with_run(project, devices=1)) == "local"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from running import Project
 
 from pnp_batch.checkpoint import resolve
 from pnp_batch.manifest import load_manifest
@@ -18,7 +19,6 @@ from pnp_batch.runner import Silent, Worker
 from pnp_batch.stages.bank import Costs, costs
 from pnp_batch.stages.work import Item
 from pnp_batch.store.disk import Bandwidth
-from tests.running import Project
 
 PROMPTS = ["a cat", {"prompt": "a dog", "pnp_f_t": 0.4}, {"prompt": "a cow", "pnp_attn_layers": [4, 5]}]
 
@@ -98,6 +98,23 @@ def test_a_corrupt_bank_is_set_aside_and_made_again(tmp_path: Path) -> None:
     shard.write_bytes(data)
     assert "set aside" in made.pnp("run")
     assert len(pictures(made)) == 4 and len(banks(made)) == 2
+
+
+def test_a_bank_that_rots_unseen_costs_no_result_its_batch(tmp_path: Path) -> None:
+    made = []
+    for name in ("whole", "rotten"):
+        (tmp_path / name).mkdir()
+        project(tmp_path / name, ["a cat"], bank="disk").pnp("run")
+        made.append(project(tmp_path / name, ["a cat", "a dog"], bank="disk"))
+    shard = next(banks(made[1])[0].glob("steps-*"))
+    stamp, data = shard.stat(), bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    os.utime(shard, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # as bits rot: only its checksum tells
+    printed = [each.pnp("run") for each in made]
+    assert "set aside" in printed[1] and rows_computed(printed[1]) > rows_computed(printed[0])
+    whole, rotten = map(pictures, made)
+    assert all(np.array_equal(whole[name], rotten[name]) for name in whole)
 
 
 @pytest.mark.parametrize(("mode", "compression"), [("memory", "int8"), ("disk", "fp8")])

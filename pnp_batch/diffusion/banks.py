@@ -1,7 +1,8 @@
 """Where source features come from: a source pass at each step, or a bank that keeps what one gave.
 
 A bank holds, for each of the first sampling steps, the outputs of the injection sites' leaves for one guidance image. It
-changes what a result costs and, unless it is compressed, not one bit of it: it holds just what the pass gave.
+changes what a result costs and, unless it is compressed, nothing else: it holds just what the pass gave, bit by bit. (Where
+that pass had other guidance images beside it than one made now would have, rounding differs as between any two batches.)
 """
 
 from __future__ import annotations

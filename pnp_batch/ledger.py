@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from pnp_batch.errors import ItemError, disk_errors_named
-from pnp_batch.store.files import is_alive, write_atomic
+from pnp_batch.store.files import TEMP_PREFIX, is_alive, remove_stale_temps, write_atomic
 
 STALE_SECONDS = 600.0  # a worker of another machine that gave no sign of life for so long is gone
 SILENT_DEATHS = 10  # so many of a process that nobody looked after make one strike
@@ -230,7 +230,8 @@ class Ledger:
             return self._crash(writer) or "it was killed or crashed"
 
     def remove_the_dead(self) -> None:
-        """Forgets workers that are gone, but for those that a strike still names."""
+        """Forgets workers that are gone, but for those that a strike still names, and what they left half-written."""
+        remove_stale_temps(self.root.glob(f"*/{TEMP_PREFIX}*"))
         blamed = {mark.writer for mark in self.marks()}
         for folder in ("workers", "dead", "crashes"):
             for path in (self.root / folder).glob("[!.]*"):

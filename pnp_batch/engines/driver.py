@@ -95,7 +95,7 @@ class Driver:
         writers = [name for name in self.ledger.workers() if name.endswith(f"-{token}")]
         for writer in writers:
             self.ledger.bury(writer, cause)
-            for folder in (self.run.plan.manifest.store, self.outputs.root):
+            for folder in (self.run.plan.manifest.store, self.outputs.root, self.ledger.root):
                 remove_temps_of(writer.rpartition("-")[0], folder)
         return any(mark.writer in writers for mark in self.ledger.marks())
 

@@ -35,7 +35,9 @@ from PIL import Image
 from pnp_batch.checkpoint import BUILTIN, resolve
 
 from pnp_batch.diffusion.model import DiffusionModel, load_model, pick_device, to_pixels  # isort: skip
+from pnp_batch.diffusion.loading import load_parts  # isort: skip
 import torch  # isort: skip  # after pnp_batch, which sets how its threads wait
+from torch.nn.attention import SDPBackend, sdpa_kernel  # isort: skip
 from torch.utils.flop_counter import FlopCounterMode  # isort: skip
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel
@@ -189,8 +191,11 @@ def arithmetic(model: DiffusionModel) -> dict[str, float]:
     """FLOP of one UNet row, and the FLOP/s that this device reaches in large matrix products of the model's dtype."""
     side = model.checkpoint.sample_size // model.checkpoint.cell
     latents = torch.randn(1, 4, side, side, device=model.device)
-    with FlopCounterMode(display=False) as counter:
-        model.predict(latents, 1, [""])
+    # The counter knows no formula for the CPU's fused attention, nor for our fused layers.
+    unet = load_parts(model.checkpoint, model.dtype).unet.to(model.device).eval()
+    texts = model.encode_texts([""])
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
+        unet(latents.to(model.dtype), 1, encoder_hidden_states=texts)
     n = 8192 if model.device.type == "cuda" else 2048
     a, b = (torch.randn(n, n, device=model.device, dtype=model.dtype) for _ in range(2))
     rates = []
@@ -203,7 +208,9 @@ def arithmetic(model: DiffusionModel) -> dict[str, float]:
 
 def run_plain(arguments: argparse.Namespace, folder: Path, work: Path) -> dict[str, Any]:
     device = pick_device("auto")
-    plain = Plain(load_model(resolve(str(folder), ROOT), device, RunSpec().dtype_on(device.type)))
+    model = load_model(resolve(str(folder), ROOT), device, RunSpec().dtype_on(device.type))
+    model.unet = load_parts(model.checkpoint, model.dtype).unet.to(device).eval()  # without our fused layers
+    plain = Plain(model)
     side = plain.model.checkpoint.sample_size
     paths, prompts = pictures(work, arguments.images, side), prompts_of(arguments.prompts)
     plain.model.seconds_per_pass((side, side), 3)  # warm-up

@@ -19,6 +19,7 @@ from torch import Tensor
 from pnp_batch.checkpoint import Checkpoint
 from pnp_batch.diffusion import ddim
 from pnp_batch.diffusion.injection import Given, replaced
+from pnp_batch.diffusion.kernels import with_fast_linears
 from pnp_batch.diffusion.loading import load_parts
 from pnp_batch.diffusion.sites import Site, attention_sites, feature_sites
 from pnp_batch.errors import EnvironmentFailure, ModelError
@@ -26,8 +27,10 @@ from pnp_batch.errors import EnvironmentFailure, ModelError
 log = logging.getLogger(__name__)
 
 
-# A batch sees the same texts at every step. Keys and values of a text take 4 MB in Stable Diffusion 1.5, so few are kept.
-CACHED_TEXTS, CACHED_BATCHES = 64, 4
+# A group of batches sees the same texts at every step, so all of them are kept while they take no more than this share of the
+# free memory: keys and values of a text are 4 MB in Stable Diffusion 1.5. Putting those of a batch together costs little.
+TEXTS_SHARE = 1 / 16
+CACHED_BATCHES = 4
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,11 @@ class _Text:
 
     hidden: Tensor
     projected: list[Tensor]
+
+    @property
+    def bytes(self) -> int:
+        """What it takes."""
+        return sum(tensor.nbytes for tensor in (self.hidden, *self.projected))
 
 
 @dataclass
@@ -139,7 +147,8 @@ class DiffusionModel:
     def _conditioning(self, texts: tuple[str, ...]) -> tuple[Tensor, list[tuple[Any, str, Given]]]:
         """What the rows of a pass see, and the cross-attention projections of it, which no step changes."""
         if texts not in self._batches:
-            _make_room(self._batches, CACHED_BATCHES)
+            while len(self._batches) >= CACHED_BATCHES:
+                _drop_oldest(self._batches)
             known = [self._text(text) for text in texts]
             outputs = (torch.cat(rows) for rows in zip(*(text.projected for text in known), strict=True))
             leaves = ((attention, name) for attention in self._cross_attentions for name in ("to_k", "to_v"))
@@ -150,12 +159,19 @@ class DiffusionModel:
     @torch.inference_mode()
     def _text(self, text: str) -> _Text:
         """Each text is encoded and projected once, alone, so that no batch changes it."""
-        if text not in self._texts:
-            _make_room(self._texts, CACHED_TEXTS)
-            hidden = self._encode_text(text)
-            projected = [leaf(hidden) for each in self._cross_attentions for leaf in (each.to_k, each.to_v)]
-            self._texts[text] = _Text(hidden, projected)
-        return self._texts[text]
+        known = self._texts.pop(text, None) or self._projected(text)
+        self._texts[text] = known  # now the newest
+        while len(self._texts) > 1 and len(self._texts) * known.bytes > self._texts_budget:
+            _drop_oldest(self._texts)
+        return known
+
+    def _projected(self, text: str) -> _Text:
+        hidden = self._encode_text(text)
+        return _Text(hidden, [leaf(hidden) for each in self._cross_attentions for leaf in (each.to_k, each.to_v)])
+
+    @cached_property
+    def _texts_budget(self) -> float:
+        return TEXTS_SHARE * self.free_memory
 
     @cached_property
     def _cross_attentions(self) -> list[Any]:
@@ -216,10 +232,8 @@ class DiffusionModel:
         return self._sites[kind, layers]
 
 
-def _make_room(cache: dict[Any, Any], size: int) -> None:
-    """Drops the oldest entries until one more fits."""
-    while len(cache) >= size:
-        cache.pop(next(iter(cache)))
+def _drop_oldest(cache: dict[Any, Any]) -> None:
+    cache.pop(next(iter(cache)))
 
 
 def to_pixels(image: Tensor) -> NDArray[np.uint8]:
@@ -261,7 +275,7 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: str) -> Diff
     try:
         return DiffusionModel(
             checkpoint=checkpoint,
-            unet=parts.unet.to(device, torch_dtype).eval(),
+            unet=with_fast_linears(parts.unet.to(device, torch_dtype).eval()),
             vae=parts.vae.to(device, torch.float32).eval(),
             text_encoder=parts.text_encoder.to(device, torch_dtype).eval(),
             alphas=scheduler.alphas_cumprod.double().tolist(),

@@ -11,7 +11,7 @@ import shlex
 import shutil
 import sys
 import webbrowser
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -200,44 +200,70 @@ def validate(manifest: ManifestPath) -> int:
 def status(
     manifest: ManifestPath,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Look at every result; of large plans the last run's own count is shown.")
+    ] = False,
 ) -> int:
     """How far a run is; works from any shell, while it runs and after."""
     from dataclasses import asdict
 
-    from pnp_batch.monitor import clock
-    from pnp_batch.survey import progress, survey, workers
+    from pnp_batch.survey import counted_by_run, progress, survey, workers
 
-    plan = _plan(_load(manifest), quiet=True)
-    counts, last = survey(plan, _worker(plan)), progress(plan.manifest.output)
-    if as_json:
-        print(json.dumps({**asdict(counts), "run": last}, indent=1))
-        return OK
-    state = (
-        "never ran"
-        if last is None
-        else f"running (process {last['pid']} on {last['host']})"
-        if last["running"]
-        else "not running"
+    loaded = _load(manifest)
+    if not exact and (last := counted_by_run(loaded)):
+        print(json.dumps({"run": last}, indent=1) if as_json else f"{manifest}: {_state(last)}\n{_counted(last)}")
+    else:
+        plan = _plan(loaded, quiet=True)
+        counts, last = survey(plan, _worker(plan)), progress(loaded.output)
+        if as_json:
+            print(json.dumps({**asdict(counts), "run": last}, indent=1))
+        else:
+            print(f"{manifest}: {_state(last)}\n{_surveyed(counts, gate=loaded.quality is not None)}")
+    if not as_json:
+        for line in (*_pace(last), *workers(loaded)):
+            print(line)
+    return OK
+
+
+def _state(last: Mapping[str, Any] | None) -> str:
+    if last is None:
+        return "never ran"
+    return f"running (process {last['pid']} on {last['host']})" if last["running"] else "not running"
+
+
+def _counted(last: Mapping[str, Any]) -> str:
+    """What a run counted itself."""
+    done, failed = max(last["done"], last["translated"]), last["failed"]
+    left = last["translations"] - done - failed
+    return (
+        f"{done} done, {failed} failed, {left} to go through, as the last run counted (--exact looks at every result)"
     )
-    print(f"{manifest}: {state}")
-    print(f"{'stage':<10} {'done':>9} {'failed':>9} {'left':>9}")
-    print(f"{'invert':<10} {counts.inverted:>9} {'':>9} {counts.sources - counts.inverted:>9}")
+
+
+def _surveyed(counts: Survey, *, gate: bool) -> str:
+    """What is there by stage."""
+    lines = [
+        f"{'stage':<10} {'done':>9} {'failed':>9} {'left':>9}",
+        f"{'invert':<10} {counts.inverted:>9} {'':>9} {counts.sources - counts.inverted:>9}",
+    ]
     for stage, done in (("translate", counts.translated), ("assemble", counts.assembled)):
-        print(f"{stage:<10} {done:>9} {counts.failed:>9} {counts.translations - done - counts.failed:>9}")
-    if plan.manifest.quality is not None:
-        print(
-            "quality: "
-            + ", ".join(f"{counts.judged.get(word, 0)} {word}" for word in ("passed", "flagged", "not judged"))
-        )
+        lines.append(f"{stage:<10} {done:>9} {counts.failed:>9} {counts.translations - done - counts.failed:>9}")
+    if gate:
+        words = ("passed", "flagged", "not judged")
+        lines.append("quality: " + ", ".join(f"{counts.judged.get(word, 0)} {word}" for word in words))
     if counts.quarantined:
-        print(f"{counts.quarantined} in quarantine: workers died of them; --retry-failed tries them again")
+        lines.append(f"{counts.quarantined} in quarantine: workers died of them; --retry-failed tries them again")
+    return "\n".join(lines)
+
+
+def _pace(last: Mapping[str, Any] | None) -> Iterator[str]:
+    """How fast the last run is, or was."""
+    from pnp_batch.monitor import clock
+
     if last is not None:
         rate = last["rows"] / last["seconds"] if last["seconds"] else 0.0
         eta = f", ETA {clock(last['eta'])}" if last["running"] else ""
-        print(f"last run: {clock(last['seconds'])}, {last['rows']} UNet rows, {rate:.1f} rows/s{eta}")
-    for worker in workers(plan):
-        print(worker)
-    return OK
+        yield f"last run: {clock(last['seconds'])}, {last['rows']} UNet rows, {rate:.1f} rows/s{eta}"
 
 
 @app.command()

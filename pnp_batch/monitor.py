@@ -127,11 +127,18 @@ class View(Protocol):
 
 
 class Monitor:
-    """Collects what the stages report. It is the `Events` of a run."""
+    """Collects what the stages report. It is the `Events` of a run.
 
-    def __init__(self, estimate: Estimate, root: Path, view: View) -> None:
+    Args:
+        estimate: Of the plan.
+        root: The output folder.
+        view: Who shows how it goes.
+        about: What else the progress file says of the run.
+    """
+
+    def __init__(self, estimate: Estimate, root: Path, view: View, about: Mapping[str, Any] | None = None) -> None:
         self.state = State(estimate.sources, estimate.translations, estimate.rows)
-        self._root, self._view = root, view
+        self._root, self._view, self._about = root, view, dict(about or {})
         self._begin = time.monotonic()
         self._started = time.time()
         self._computing_began: float | None = None
@@ -217,7 +224,7 @@ class Monitor:
             self._write(ended=force)
 
     def _write(self, ended: bool) -> None:
-        content = asdict(self.state) | {
+        content = {**asdict(self.state), **self._about} | {
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "started": self._started,

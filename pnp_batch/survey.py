@@ -17,7 +17,11 @@ from pnp_batch.plan import TRAJECTORY_SETTINGS, Estimate, Job, Plan, jobs_of
 from pnp_batch.runner import Worker, ledger_of
 from pnp_batch.stages import videos
 from pnp_batch.stages.work import Item, Unit, items_of
+from pnp_batch.manifest import Manifest
 from pnp_batch.store.files import is_alive
+from pnp_batch.store.keys import sha256
+
+LARGE = 20_000  # results from which on looking at every one of them takes more than a few seconds
 
 STALE_SECONDS = 600.0  # a run on another machine that has not written its progress for so long is not going on
 
@@ -170,11 +174,27 @@ def _is_there(worker: Worker, stage: str, key: str) -> bool:
     return (worker.store.folder(stage, key) / "meta.json").exists()
 
 
-def workers(plan: Plan) -> list[WorkerState]:
+def workers(manifest: Manifest) -> list[WorkerState]:
     """The workers in other processes that are at work, whether or not the process that started them still lives."""
-    ledger = ledger_of(plan.manifest)
+    ledger = ledger_of(manifest)
     beats = (beat for writer, beat in ledger.workers().items() if not ledger.is_dead(writer))
     return sorted((WorkerState.of(beat) for beat in beats), key=lambda worker: worker.name)
+
+
+def text_digest(manifest: Manifest) -> str:
+    """Of a manifest as it is written, so that a run's own count is not taken for that of another manifest."""
+    return sha256(manifest.path.read_bytes())
+
+
+def counted_by_run(manifest: Manifest) -> Mapping[str, Any] | None:
+    """What the last run says of a large plan that it went through; None where every result is to be looked at.
+
+    A plan of a million results is not even listed then, so pictures that were added to a folder since are not known.
+    """
+    last = progress(manifest.output)
+    if last is None or not last.get("whole") or last["translations"] < LARGE:
+        return None
+    return last if last.get("manifest") == text_digest(manifest) else None
 
 
 def progress(output: Path) -> Mapping[str, Any] | None:

@@ -435,3 +435,19 @@ def test_a_dry_run_without_a_readable_picture(project: Project) -> None:
 
 def test_the_wrong_device_is_a_wrong_word(done: Project) -> None:
     assert "auto, all, cpu, cuda" in done.pnp("run", "--devices", "toaster", code=2)
+
+
+def test_status_of_a_large_plan_is_what_its_last_run_counted(project: Project) -> None:
+    project.write([{"image": project.picture("a.png"), "prompts": PROMPTS}]).pnp("run")
+    path = project.output / "progress.json"
+    path.write_text(json.dumps(project.progress() | {"translations": 30_000}))
+    source = project.folder / "a.png"
+    source.rename(project.folder / "away")  # a plan that were made now would fail
+    printed = project.pnp("status")
+    assert "2 done, 0 failed, 29998 to go through" in printed and "--exact" in printed and "last run:" in printed
+    assert json.loads(project.pnp("status", "--json"))["run"]["translations"] == 30_000
+    project.pnp("status", "--exact", code=2)
+    project.manifest.write_text(project.manifest.read_text() + "\n")  # another manifest, for all that is known
+    project.pnp("status", code=2)
+    (project.folder / "away").rename(source)
+    assert "stage" in project.pnp("status")

@@ -88,7 +88,7 @@ def model_folder(size: str, work: Path) -> Path:
         text = CLIPTextModel.from_pretrained(SHAPES / "text_encoder").config
         text.hidden_size = text.projection_dim = UNETS[size]["cross_attention_dim"]
         StableDiffusionPipeline(
-            vae=_random_vae(levels=3 if size == "mid" else 4),
+            vae=_random_vae((32, 64, 96) if size == "mid" else (128, 256, 512, 512)),
             text_encoder=CLIPTextModel(text),
             tokenizer=resolve("builtin:shapes", ROOT).tokenizer,
             unet=UNet2DConditionModel.from_config(
@@ -102,11 +102,13 @@ def model_folder(size: str, work: Path) -> Path:
     return folder
 
 
-def _random_vae(levels: int) -> AutoencoderKL:
+def _random_vae(widths: tuple[int, ...]) -> AutoencoderKL:
     config = AutoencoderKL.load_config(SHAPES / "vae") | {
-        "block_out_channels": (32, 64, 96, 96)[:levels],
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "block_out_channels": widths,
+        "down_block_types": ["DownEncoderBlock2D"] * len(widths),
+        "up_block_types": ["UpDecoderBlock2D"] * len(widths),
+        "layers_per_block": 2 if len(widths) == 4 else 1,
+        "norm_num_groups": 32 if len(widths) == 4 else 8,
     }
     return AutoencoderKL.from_config(config)
 

@@ -18,7 +18,7 @@ from pnp_batch.ledger import Ledger
 from pnp_batch.manifest import Manifest
 from pnp_batch.plan import Job, Package, Plan
 from pnp_batch.stages import STAGES, bank, videos
-from pnp_batch.stages.batches import MAX_BATCH
+from pnp_batch.stages.batches import MAX_BATCH, at_most
 from pnp_batch.stages.outputs import Outputs, Rows
 from pnp_batch.stages.parts import parts
 from pnp_batch.stages.quality import PASSED, Rule
@@ -268,8 +268,9 @@ def seconds_per_row_cell(plan: Plan, worker: Worker) -> float | None:
     if item is None or item.job.size is None:
         return None
     cells = item.job.size[0] * item.job.size[1] // plan.checkpoint.cell**2
+    size, model = item.job.size, worker.context.model
     rows = 2 * min(worker.context.batch_of(item), plan.limit or MAX_BATCH)
-    return worker.context.model.seconds_per_pass(item.job.size, rows) / (rows * cells)
+    return at_most(rows, lambda rows: model.seconds_per_pass(size, rows) / (rows * cells))
 
 
 def bank_forecast(plan: Plan, worker: Worker) -> list[str]:
@@ -277,10 +278,7 @@ def bank_forecast(plan: Plan, worker: Worker) -> list[str]:
     item = _first_readable(plan, worker)
     if item is None or not bank.extent_of(item).steps:
         return ["off (nothing is injected)"]
-    context = worker.context
-    sources = sum(1 for _ in plan.jobs())
-    together = max(min(context.batch_of(item) // len(item.units), sources), 1)
-    return bank.forecast(context, bank.costs(context, item, together), sources)
+    return bank.forecast(worker.context, item, sum(1 for _ in plan.jobs()))
 
 
 def _first_readable(plan: Plan, worker: Worker) -> Item | None:

@@ -12,12 +12,12 @@ from typing import Any
 
 from pnp_batch.failures import FailureList
 from pnp_batch.inputs import Translation
+from pnp_batch.manifest import Manifest
 from pnp_batch.monitor import PROGRESS_FILE, WorkerState
 from pnp_batch.plan import TRAJECTORY_SETTINGS, Estimate, Job, Plan, jobs_of
 from pnp_batch.runner import Worker, ledger_of
 from pnp_batch.stages import videos
 from pnp_batch.stages.work import Item, Unit, items_of
-from pnp_batch.manifest import Manifest
 from pnp_batch.store.files import is_alive
 from pnp_batch.store.keys import sha256
 

@@ -23,7 +23,9 @@ def with_fast_linears(unet: Any) -> Any:
     """
     weight = next(unet.parameters())
     if weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        blocks = [module for name, module in unet.named_modules() if name.rpartition(".")[0].endswith("transformer_blocks")]
+        blocks = [
+            module for name, module in unet.named_modules() if name.rpartition(".")[0].endswith("transformer_blocks")
+        ]
         for owner in [module for block in blocks for module in block.modules()]:
             for name, child in list(owner.named_children()):
                 if (fused := _fused(child)) is not None:

@@ -160,7 +160,7 @@ def _by_fixed_point(
         assert safer.back is not None
         kept[unsolved], back[unsolved] = safer.kept, safer.back
         for row, told in zip(unsolved, safer.how, strict=True):
-            how[row] |= told
+            how[row] |= told | {"inversion_rows": how[row]["inversion_rows"] + told["inversion_rows"]}
     return Inverted(kept, timesteps, back, how)
 
 
@@ -183,7 +183,8 @@ def _by_safer_scheme(
     error = {name: (each - clean).square().flatten(1).mean(1) for name, each in back.items()}
     is_solved = error["fixed-point"] <= error["ddim"]  # never where it is NaN
     chosen = ["fixed-point" if solved else "ddim" for solved in is_solved.tolist()]
-    told = {"inversion_converged": False, "reconstruction_is_estimated": False}
+    rows = model.checkpoint.schedule.steps_up_to(settings.num_inference_steps, within) + 2 * len(timesteps)
+    told = {"inversion_converged": False, "reconstruction_is_estimated": False, "inversion_rows": rows}
     return Inverted(
         kept=torch.stack([candidates[name][i] for i, name in enumerate(chosen)]),
         timesteps=timesteps,

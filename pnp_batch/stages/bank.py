@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pnp_batch.diffusion.guidance import injected_steps
 from pnp_batch.methods import METHODS
-from pnp_batch.stages.batches import Group, attempt
+from pnp_batch.stages.batches import Group, at_most, attempt
 from pnp_batch.stages.groups import groups, method_of, sources_of
 from pnp_batch.stages.work import Context, Item, described
 from pnp_batch.store import Artifact
@@ -42,7 +42,7 @@ def run(context: Context, items: Sequence[Item]) -> None:
         sources = sources_of(group[0])
         if not METHODS[method_of(group[0][0])].uses_layers:
             continue
-        if not _all_stored(sources) and _has_room(context, sources):
+        if not _all_stored(sources):
             attempt([sources], partial(_compute, context), _give_up, context.ledger, STAGE)
 
 
@@ -55,6 +55,8 @@ def _compute(context: Context, group: Group[Item]) -> None:
     from pnp_batch.diffusion.banks import fill
 
     (sources,) = group
+    if not _has_room(context, sources):
+        return
     begin, before = time.monotonic(), context.model.rows
     keys = [bank_key(item) for item in sources]
     with ExitStack() as stack:
@@ -236,26 +238,35 @@ def costs(context: Context, item: Item, rows: int) -> Costs:
     extent = extent_of(item)
     name = (context.dtype, item.job.size, extent, rows)
     if name not in context.banks.costs:
-        seconds, size = _measured(context, item, extent, rows)
+        seconds, size = at_most(rows, partial(_measured, context, item, extent))
         context.banks.costs[name] = Costs(seconds, size, bandwidth(context.store.root))
     return context.banks.costs[name]
 
 
-def forecast(context: Context, each: Costs, sources: int) -> list[str]:
-    """For a person who decides: what the mode does, and what banks on disk would take and save.
+def forecast(context: Context, item: Item, sources: int) -> list[str]:
+    """For a person who decides: what the mode does, and what banks would take and save.
 
     Args:
         context: Of the worker.
-        each: Costs of one guidance image.
+        item: A guidance image that stands for all.
         sources: Guidance images in the plan.
     """
-    mode = context.banks.mode
-    once = f"one source pass a picture, {each.seconds:.2f} s, serves all of its prompts"
+    together = max(min(context.batch_of(item) // len(item.units), sources), 1)
+    each, prompts = costs(context, item, together), len(item.units)
+    place = _place(context, [item]) if item.find() else "off"
+    needed, free = together * each.size, context.model.free_memory
+    because = {
+        "off": f"one source pass of {each.seconds:.2f} s a picture serves all of its prompts ({prompts}), so that a bank "
+        "would save nothing now",
+        "disk": f"its bank is there: {each.read_seconds:.2f} s to read instead of {each.seconds:.2f} s of source pass",
+    }
     return [
-        f"off (by auto: {once}, so a bank would save this run nothing)" if mode == "auto" else f"{mode} ({once})",
+        f"{place} by auto: {because[place]}" if context.banks.mode == "auto" else context.banks.mode,
         f"on disk {each.size / 1e6:.1f} MB a picture, {sources * each.size / 1e6:.0f} MB in all, compression "
         f"{context.banks.compression}; {each.write_seconds:.2f} s to write",
-        f"a prompt added later would read it in {each.read_seconds:.2f} s instead of that pass",
+        f"in memory {needed / 1e6:.0f} MB for the {together} pictures of a batch; {free / 1e6:.0f} MB are free",
+        f"a prompt added later reads a bank on disk in {each.read_seconds:.2f} s instead of {each.seconds:.2f} s of "
+        f"source pass{'' if each.choice == 'disk' else ', so that `auto` would not read it'}",
     ]
 
 

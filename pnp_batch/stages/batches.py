@@ -121,6 +121,26 @@ def _parts(group: Group[T], *, halve: bool) -> Iterator[Group[T]]:
         yield group
 
 
+R = TypeVar("R")
+
+
+def at_most(rows: int, measure: Callable[[int], R]) -> R:
+    """Measures something at so many rows, or at half of them, and so on, where the memory is too small for more.
+
+    Raises:
+        EnvironmentFailure: Not even one row fits.
+    """
+    while True:
+        try:
+            return measure(rows)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if rows == 1:
+                raise EnvironmentFailure(f"the memory is too small for one row of the UNet: {error}") from error
+        rows //= 2
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that the device or the machine had too little memory (torch's CPU allocator has no type for it)."""
     text = str(error)

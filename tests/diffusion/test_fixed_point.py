@@ -82,8 +82,10 @@ def test_a_picture_that_does_not_converge_says_so_and_keeps_the_better_scheme(
 ) -> None:
     """No float32 iteration reaches 1e-9, so every picture takes the way out."""
     settings = Settings(num_inference_steps=5, inversion_method="fixed-point", inversion_tolerance=1e-9)
+    before = model.rows
     (trajectory,) = of_pictures(model, pictures[:1], [""], settings, plain_loop)
     assert trajectory.errors["inversion_converged"] is False
+    assert trajectory.errors["inversion_rows"] == model.rows - before  # what the way out took, too
     assert trajectory.errors["inverted_by"] in ("ddim", "fixed-point")
     assert trajectory.errors["reconstruction_is_estimated"] is False and trajectory.is_finite
 

@@ -22,7 +22,7 @@ def with_fast_linears(unet: Any) -> Any:
     that changes from run to run, since rounding does.
     """
     weight = next(unet.parameters())
-    if weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+    if weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         blocks = [
             module for name, module in unet.named_modules() if name.rpartition(".")[0].endswith("transformer_blocks")
         ]

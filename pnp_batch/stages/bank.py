@@ -253,7 +253,7 @@ def forecast(context: Context, item: Item, sources: int) -> list[str]:
     """
     together = max(min(context.batch_of(item) // len(item.units), sources), 1)
     each, prompts = costs(context, item, together), len(item.units)
-    place = _place(context, [item]) if item.find() else "off"
+    place = _place(context, [item]) if item.knows_key() and item.find() else "off"
     needed, free = together * each.size, context.model.free_memory
     because = {
         "off": f"one source pass of {each.seconds:.2f} s a picture serves all of its prompts ({prompts}), so that a bank "

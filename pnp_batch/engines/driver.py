@@ -111,10 +111,17 @@ class Driver:
         """Every package was settled: the place for work at the end of a run."""
         self._is_through = not self.is_stopped
 
+    def tidy(self) -> None:
+        """Removes what processes that are gone left half-written, and forgets those workers that no strike names."""
+        ArtifactStore(self.run.plan.manifest.store).remove_stale_temporaries()
+        self.outputs.remove_stale_temporaries()
+        self.ledger.remove_the_dead()
+
     def close(self) -> None:
         """Writes the last state and the failure lists."""
         self.monitor.close()
         self.ledger.dismiss()
+        self.tidy()
         self.failures.finish(self.run.is_whole and self._is_through)
         self.outputs.drop_superseded_rows()
 
@@ -155,11 +162,9 @@ def driving(run: Run) -> Iterator[Driver]:
     manifest = run.plan.manifest
     with only_run(manifest.output), logged(manifest.output), closing(run.view):
         driver = Driver(run)
-        ArtifactStore(manifest.store).remove_stale_temporaries()
-        driver.outputs.remove_stale_temporaries()
         if run.forgive:
             driver.ledger.forgive()
-        driver.ledger.remove_the_dead()
+        driver.tidy()
         driver.may_go_on()
         state = driver.monitor.state
         log.info("run of %s: %d results of %d sources", manifest.path, state.translations, state.sources)

@@ -10,6 +10,8 @@ import socket
 from collections.abc import Iterable
 from pathlib import Path
 
+import psutil
+
 TEMP_PREFIX = ".tmp-"
 _TEMP_NAME = re.compile(re.escape(TEMP_PREFIX) + r"(?P<host>.+)-(?P<pid>\d{1,9})-[0-9a-f]+")
 
@@ -29,14 +31,13 @@ def is_stale_temp(path: Path) -> bool:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of this machine runs."""
+    """Whether a process of this machine runs. A zombie does not: the first process of a container may never wait for it."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
         return False
-    except PermissionError:
-        pass
-    return True
+    except psutil.AccessDenied:
+        return True
 
 
 def remove_stale_temps(paths: Iterable[Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from runs import BATCH, PROMPTS, planned
 
 from pnp_batch.checkpoint import resolve
 from pnp_batch.engines import engine_for
-from pnp_batch.engines.driver import rows_of
+from pnp_batch.engines.driver import driving, rows_of
 from pnp_batch.engines.remote import RemoteWorker, Report, Spec
 from pnp_batch.engines.run import Run
 from pnp_batch.engines.schedule import Schedule
@@ -25,6 +26,7 @@ from pnp_batch.manifest import Manifest, load_manifest
 from pnp_batch.monitor import PlainView
 from pnp_batch.plan import Package, Plan, package_from_json, package_to_json
 from pnp_batch.runner import Silent, Worker
+from pnp_batch.store.files import temp_name
 
 
 @pytest.fixture
@@ -271,6 +273,19 @@ def test_resources_of_ray_workers_are_a_mapping_of_numbers(project: Project) -> 
     for wrong in ({"a100": "x"}, {"a100": 0}, "a100"):
         with pytest.raises(ManifestError, match="resources"):
             with_run(project, ray={"resources": wrong})
+
+
+# A run
+
+
+def test_what_workers_of_a_run_left_half_written_is_gone_at_its_end(project: Project) -> None:
+    with driving(Run(plan_of(project), PlainView())):
+        child = subprocess.Popen(["true"])
+        child.wait()
+        for folder in (project.output, project.store / "invert", project.output / "ledger/workers"):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / temp_name().replace(f"-{os.getpid()}-", f"-{child.pid}-")).touch()
+    assert not list(project.output.rglob(".tmp-*"))
 
 
 # The schedule

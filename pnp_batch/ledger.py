@@ -6,13 +6,13 @@ a *mark*, a file of its own; the end takes it back, whether the work is done, fa
 or was interrupted. So a mark whose worker is gone is a *strike*: the unit was in hand when a process died.
 
 A process that vanished without a word was most likely killed by whoever started it, be it the run itself or the driver that its
-workers die with, and is no reason to change a batch, and with it bytes: of such deaths only every tenth is a strike. A crash leaves
-its traceback, and a hang and a worker that its engine found dead leave their cause of death; those count each.
+workers die with, and is no reason to change a batch, and with it bytes: of such deaths only every tenth is a strike. A crash
+leaves its traceback, and a hang and a worker that its engine found dead leave their cause of death; those count each.
 
 Strikes decide what happens next (see `stages.batches.attempt`). After one, the batch is tried again as it was, since a kill is
 mostly not its fault and the same batch gives the same bytes. When the next attempt would be the last, its members are tried one
-by one: the guilty one dies alone, and a second time, and is quarantined; its innocent mates are done. The second time is for them:
-they share the strikes of the batch, and one of them may be in hand when a node is lost.
+by one: the guilty one dies alone, and a second time, and is quarantined; its innocent mates are done. The second time is for
+them: they share the strikes of the batch, and one of them may be in hand when a node is lost.
 
 Marks are made and removed, never rewritten or appended to, which is all that a network file system does safely for many writers.
 What lies in the folder is what is in hand and what went wrong: reading it is fast however large the plan is. Deleting it forgives

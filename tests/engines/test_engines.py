@@ -368,9 +368,9 @@ def drained(schedule: Schedule) -> list[list[str]]:
 
 def test_packages_are_whole_at_first_and_end_in_small_pieces(project: Project) -> None:
     (package,) = plan_of(project).packages()
-    pieces = drained(schedule_of(project, 2, [package] * 6))
+    pieces = drained(schedule_of(project, 2, [package] * 12))
     sizes = [len(piece) for piece in pieces]
-    assert sizes[:2] == [8, 8] and sizes[-2:] == [2, 2] and sum(sizes) == 48
+    assert sizes[:2] == [8, 8] and sizes[-2:] == [2, 2] and sum(sizes) == 96
     assert sum(sizes[: len(sizes) // 2]) > 1.5 * sum(sizes[len(sizes) // 2 :])
     for piece in pieces:
         assert int(piece[0][0]) % 2 == 0 and len(piece) % 2 == 0

@@ -105,7 +105,8 @@ class Crew:
 def _cluster(run: Run) -> Iterator[Crew]:
     """A Ray of this run alone, or the one at `ray.address`; gives the workers that it can hold."""
     alone = run.plan.manifest.run.ray.address is None
-    options, before = _local(run.plan.manifest) if alone else _remote(run.plan.manifest), descendants()
+    options = _local(run.plan.manifest) if alone else _remote(run.plan.manifest)
+    before = descendants()
     try:
         with _environment(run.plan.manifest) if alone else nullcontext():
             ray.init(log_to_driver=False, logging_level=logging.ERROR, namespace=secrets.token_hex(8), **options)

@@ -169,7 +169,7 @@ class Simulation:
         except Death:  # a process that dies takes nothing back: put the marks there again, in the dead worker's name
             self.ledger.writer, alive = self._name(number), self.ledger.writer
             for result in in_hand:
-                self.ledger._mark(f"translate-{result.key}").path.touch()
+                self.ledger._mark(f"translate-{result.key}", is_alone=len(in_hand) == 1).path.touch()
             self.ledger.writer = alive
             raise
 

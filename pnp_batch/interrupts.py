@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: both end a run at the next step, wherever the signal happened to land."""
+"""Ctrl-C, SIGTERM and what a batch system sends: all end a run at the next step, wherever the signal happened to land."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Within the block SIGINT and SIGTERM raise `Interrupted`, also where SIGINT is ignored, as in background jobs."""
-    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+def interruptible(*others: signal.Signals) -> Iterator[None]:
+    """Within the block SIGINT, SIGTERM and others raise `Interrupted`, also where SIGINT is ignored, as in background jobs."""
+    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM, *others)}
     try:
         yield
     finally:

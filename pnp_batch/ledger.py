@@ -5,13 +5,14 @@ package: a package of thirty pictures must not be given up for one of them. Whil
 a *mark*, a file of its own; the end takes it back, whether the work is done, failed with an error (which the failure list holds)
 or was interrupted. So a mark whose worker is gone is a *strike*: the unit was in hand when a process died.
 
-A process of engine `local` that vanished without a word was most likely killed by whoever started it, and is no reason to
-change a batch, and with it bytes: of such deaths only every tenth is a strike. A crash leaves its traceback, a hang and a worker
-that an engine looked after leave their cause of death; those count each.
+A process that vanished without a word was most likely killed by whoever started it, be it the run itself or the driver that its
+workers die with, and is no reason to change a batch, and with it bytes: of such deaths only every tenth is a strike. A crash
+leaves its traceback, and a hang and a worker that its engine found dead leave their cause of death; those count each.
 
 Strikes decide what happens next (see `stages.batches.attempt`). After one, the batch is tried again as it was, since a kill is
 mostly not its fault and the same batch gives the same bytes. When the next attempt would be the last, its members are tried one
-by one: the guilty one dies alone and is quarantined, its innocent mates are done.
+by one: the guilty one dies alone, and a second time, and is quarantined; its innocent mates are done. The second time is for
+them: they share the strikes of the batch, and one of them may be in hand when a node is lost.
 
 Marks are made and removed, never rewritten or appended to, which is all that a network file system does safely for many writers.
 What lies in the folder is what is in hand and what went wrong: reading it is fast however large the plan is. Deleting it forgives
@@ -32,13 +33,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pnp_batch.errors import ItemError, disk_errors_named
 from pnp_batch.store.files import TEMP_PREFIX, is_alive, remove_stale_temps, write_atomic
 
 STALE_SECONDS = 600.0  # a worker of another machine that gave no sign of life for so long is gone
-SILENT_DEATHS = 10  # so many of a process that nobody looked after make one strike
+SILENT_DEATHS = 10  # so many of processes that left no word make one strike
+ALONE = 2  # so many of a unit's strikes must have come while nothing else was in hand
+ALONE_SUFFIX = ".alone"  # of a mark's name; a writer's ends with its token
+BACKSTOP_SECONDS = 5.0  # so long after its time a process that Python cannot end is ended without it
 TIMED_OUT = 3  # exit code of a process that a unit held for too long: the environment failed
 
 
@@ -53,11 +57,13 @@ class Mark:
     Attributes:
         unit: `<stage>-<key>`.
         writer: The worker: host, process and a random token.
+        is_alone: Whether the worker had nothing else in hand.
         path: Its file.
     """
 
     unit: str
     writer: str
+    is_alone: bool
     path: Path
 
 
@@ -66,7 +72,7 @@ class Ledger:
 
     Args:
         root: The folder.
-        max_attempts: How often a unit may be in hand when a worker dies.
+        max_attempts: How often a unit may be in hand when a worker dies before it is given up, `ALONE` times of these alone.
         unit_timeout: Most seconds that one unit may take; a batch of n may take n times as long.
     """
 
@@ -87,9 +93,12 @@ class Ledger:
         return told + [mark for mark in deaths if mark not in told][SILENT_DEATHS - 1 :: SILENT_DEATHS]
 
     def _left_a_word(self, writer: str) -> bool:
-        """Whether it is known how a worker died, or that an engine looked after it."""
-        known = (self.root / folder / writer for folder in ("dead", "workers"))
-        return any(path.exists() for path in known) or bool(self._crash(writer))
+        """Whether a worker said how it died, or an engine that lived said that it did."""
+        return (self.root / "dead" / writer).exists() or bool(self._crash(writer))
+
+    def _is_given_up(self, deaths: Sequence[Mark]) -> bool:
+        alone = [mark for mark in deaths if mark.is_alone]
+        return len(self._counted(deaths)) >= self.max_attempts and len(self._counted(alone)) >= ALONE
 
     @contextmanager
     def crashes_noted(self) -> Iterator[None]:
@@ -97,17 +106,20 @@ class Ledger:
         if faulthandler.is_enabled():  # somebody else wants to see it
             yield
             return
-        path = self.root / "crashes" / self.writer
-        with disk_errors_named(f"the attempt ledger {self.root}"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("w")
-        with file:
+        with self._crash_file() as file:
             faulthandler.enable(file, all_threads=False)
             try:
                 yield
             finally:
                 faulthandler.disable()
-                path.unlink(missing_ok=True)
+                Path(file.name).unlink(missing_ok=True)
+
+    def _crash_file(self) -> TextIO:
+        """Where this process leaves its last traceback."""
+        path = self.root / "crashes" / self.writer
+        with disk_errors_named(f"the attempt ledger {self.root}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open("a")
 
     def _crash(self, writer: str) -> str:
         """The first line of its crash, empty where there was none."""
@@ -123,19 +135,17 @@ class Ledger:
         Raises:
             EnvironmentFailure: The disk is full or read-only.
         """
-        marks = [self._mark(unit) for unit in units]
+        marks = [self._mark(unit, is_alone=len(units) == 1) for unit in units]
         self._in_hand = list(units)
-        watchdog = self._watchdog(units)
         try:
             with disk_errors_named(f"the attempt ledger {self.root}"):
                 for mark in marks:
                     _create(mark.path)
-            yield
+            with self._in_time(units):
+                yield
             self._forgive(units)
         finally:
             self._in_hand = []
-            if watchdog is not None:
-                watchdog.cancel()
             for mark in marks:
                 mark.path.unlink(missing_ok=True)
 
@@ -156,8 +166,9 @@ class Ledger:
         Raises:
             Quarantined: With what is known of the last attempt.
         """
-        strikes = self.strikes(unit)
-        if len(strikes) >= self.max_attempts:
+        deaths = self._deaths(unit)
+        if self._is_given_up(deaths):
+            strikes = self._counted(deaths)
             last = max(strikes, key=lambda mark: _modified(mark.path))
             raise Quarantined(
                 f"quarantined: the worker died {len(strikes)} times while this was in its hands (last: "
@@ -170,7 +181,7 @@ class Ledger:
         for mark in self.marks():
             if self.is_dead(mark.writer):
                 deaths.setdefault(mark.unit, []).append(mark)
-        return [unit for unit, marks in deaths.items() if len(self._counted(marks)) >= self.max_attempts]
+        return [unit for unit, marks in deaths.items() if self._is_given_up(marks)]
 
     def forgive(self) -> None:
         """Forgets every strike."""
@@ -185,9 +196,11 @@ class Ledger:
     # Who is alive
 
     def bury(self, writer: str, cause: str) -> None:
-        """Notes that a worker is gone, for those on other machines, who cannot look."""
+        """Notes that a worker is gone, for those on other machines, who cannot look. The first word stands: it is its own."""
+        path = self.root / "dead" / writer
         with disk_errors_named(f"the attempt ledger {self.root}"):
-            write_atomic(self.root / "dead" / writer, cause)
+            if not path.exists():
+                write_atomic(path, cause)
 
     def beat(self, state: Mapping[str, Any]) -> None:
         """A sign of life of this worker, with what it is doing; read by `workers`."""
@@ -248,16 +261,31 @@ class Ledger:
             return []
         return [_parsed(folder / name) for name in names if name.startswith(f"{unit}--")]
 
-    def _mark(self, unit: str) -> Mark:
-        return Mark(unit, self.writer, self.root / _shelf(unit) / f"{unit}--{self.writer}")
+    def _mark(self, unit: str, is_alone: bool) -> Mark:
+        name = f"{unit}--{self.writer}{ALONE_SUFFIX if is_alone else ''}"
+        return Mark(unit, self.writer, is_alone, self.root / _shelf(unit) / name)
 
-    def _watchdog(self, units: Sequence[str]) -> threading.Timer | None:
+    @contextmanager
+    def _in_time(self, units: Sequence[str]) -> Iterator[None]:
+        """Within the block this process ends when some units take too long.
+
+        Python does that as long as it runs. A hang that lets no other thread run is ended a little later by faulthandler, which
+        needs no Python: exit code 1, and the traceback in the ledger.
+        """
         if self.unit_timeout is None:
-            return None
-        timer = threading.Timer(self.unit_timeout * len(units), self._expire, [units])
+            yield
+            return
+        seconds = self.unit_timeout * len(units)
+        timer = threading.Timer(seconds, self._expire, [units])
         timer.daemon = True
-        timer.start()
-        return timer
+        with self._crash_file() as file:
+            faulthandler.dump_traceback_later(seconds + BACKSTOP_SECONDS, exit=True, file=file)
+            timer.start()
+            try:
+                yield
+            finally:
+                timer.cancel()
+                faulthandler.cancel_dump_traceback_later()
 
     def _expire(self, units: Sequence[str]) -> None:
         """Ends this process: a unit that hangs in a kernel or a driver cannot be ended in any other way."""
@@ -283,7 +311,7 @@ def _shelf(unit: str) -> str:
 
 def _parsed(path: Path) -> Mark:
     unit, _, writer = path.name.partition("--")
-    return Mark(unit, writer, path)
+    return Mark(unit, writer.removesuffix(ALONE_SUFFIX), writer.endswith(ALONE_SUFFIX), path)
 
 
 def _create(path: Path) -> None:

@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -74,10 +74,10 @@ class State:
         inverted: Trajectories made by this run.
         translated: Results computed by this run.
         passed: Results that the quality gate let pass.
-    saved: Of them those that a retry made pass.
-    flagged: Results that missed a threshold in every attempt.
-    not_judged: Results of which a figure could not be measured.
-    rows: UNet rows computed by this run.
+        saved: Of them those that a retry made pass.
+        flagged: Results that missed a threshold in every attempt.
+        not_judged: Results of which a figure could not be measured.
+        rows: UNet rows computed by this run.
         rows_total: UNet rows of the whole plan.
         rows_settled: UNet rows of the plan that need no more thought: computed, or found done.
         seconds: Since the run began.
@@ -174,15 +174,17 @@ class Monitor:
         """How many workers in other processes there were so far."""
         return len(self._beats)
 
-    def watch(self, beats: Mapping[str, Mapping[str, Any]]) -> None:
-        """Signs of life of workers in other processes, by worker; what the dead ones did still counts."""
+    def watch(self, beats: Mapping[str, Mapping[str, Any]], living: Collection[str]) -> None:
+        """Signs of life of workers in other processes, by worker; the living are shown, and what the dead did still counts."""
         self._beats |= beats
         rows = sum(beat["rows"] for beat in self._beats.values())
         if rows > self.state.rows:
             self._computing_began = self._computing_began or time.monotonic()
         self.state.rows = rows
         self._count()
-        self.state.workers = sorted((WorkerState.of(beat) for beat in beats.values()), key=lambda worker: worker.name)
+        self.state.workers = sorted(
+            (WorkerState.of(beats[writer]) for writer in living), key=lambda worker: worker.name
+        )
         self._refresh()
 
     def note(self, message: str) -> None:

@@ -22,9 +22,20 @@ HOLDS_A_UNIT = """
 import sys, time
 from pathlib import Path
 from pnp_batch.ledger import Ledger
-with Ledger(Path(sys.argv[1]), unit_timeout=float(sys.argv[2])).attempt(sys.argv[3:]):
+ledger = Ledger(Path(sys.argv[1]), unit_timeout=float(sys.argv[2]))
+ledger.beat({})
+with ledger.attempt(sys.argv[3:]):
     print("in hand", flush=True)
     time.sleep(1e6)
+"""
+
+HANGS_AND_LETS_NO_OTHER_THREAD_RUN = """
+import ctypes, sys
+from pathlib import Path
+from pnp_batch.ledger import Ledger
+ledger = Ledger(Path(sys.argv[1]), unit_timeout=0.05)
+with ledger.crashes_noted(), ledger.attempt(sys.argv[2:]):
+    ctypes.PyDLL(None).pause()
 """
 
 
@@ -52,7 +63,7 @@ def holder(ledger: Ledger, *units: str, timeout: float = 1e6) -> subprocess.Pope
 
 
 def die_with(ledger: Ledger, *units: str) -> None:
-    """A worker that an engine looked after dies with units in hand."""
+    """A worker dies with units in hand and is found dead by its engine."""
     before = {mark.writer for mark in ledger.marks()}
     process = holder(ledger, *units)
     (writer,) = {mark.writer for mark in ledger.marks()} - before
@@ -72,7 +83,10 @@ def test_a_unit_in_the_hands_of_a_living_worker_has_no_strike(ledger: Ledger) ->
     assert len(ledger.strikes(UNIT)) == 1 and not ledger.strikes(OTHER)
 
 
-def test_of_deaths_that_nobody_can_explain_every_tenth_is_a_strike(ledger: Ledger) -> None:
+def test_of_deaths_without_a_word_every_tenth_is_a_strike_though_the_worker_had_given_signs_of_life(
+    ledger: Ledger,
+) -> None:
+    """As when a driver is killed and its workers die with it."""
     for deaths in range(1, 11):
         process = holder(ledger, UNIT)
         process.kill()
@@ -113,6 +127,19 @@ def test_a_unit_that_took_three_workers_down_is_refused(ledger: Ledger) -> None:
     assert not list(ledger.marks())
 
 
+def test_nothing_is_refused_before_it_died_alone_twice(ledger: Ledger) -> None:
+    for _ in range(3):
+        die_with(ledger, UNIT, OTHER)
+    die_with(ledger, OTHER)
+    ledger.refuse(UNIT)
+    ledger.refuse(OTHER)
+    die_with(ledger, OTHER)
+    ledger.refuse(UNIT)
+    with pytest.raises(Quarantined, match="the worker died 5 times"):
+        ledger.refuse(OTHER)
+    assert ledger.quarantined() == [OTHER]
+
+
 def test_an_end_in_good_order_takes_the_marks_back(ledger: Ledger) -> None:
     die_with(ledger, UNIT)
     for error in (KeyboardInterrupt, ValueError):
@@ -144,6 +171,19 @@ def test_a_process_that_a_unit_holds_for_too_long_ends_itself(ledger: Ledger) ->
     assert "unit_timeout" in ledger.cause_of_death(strike.writer)
 
 
+def test_a_hang_that_lets_no_other_thread_run_ends_too(ledger: Ledger) -> None:
+    command = [sys.executable, "-c", HANGS_AND_LETS_NO_OTHER_THREAD_RUN, str(ledger.root), UNIT]
+    assert subprocess.run(command).returncode == 1
+    (strike,) = ledger.strikes(UNIT)
+    assert "Timeout" in ledger.cause_of_death(strike.writer)
+
+
+def test_what_a_worker_says_of_its_end_stands(ledger: Ledger) -> None:
+    ledger.bury("elsewhere-1-cafe0000", "it hung")
+    ledger.bury("elsewhere-1-cafe0000", "it is gone")
+    assert ledger.cause_of_death("elsewhere-1-cafe0000") == "it hung"
+
+
 def test_in_a_container_every_run_has_the_same_process_number(ledger: Ledger) -> None:
     with ledger.attempt([UNIT]):
         (mark,) = ledger.marks()
@@ -155,12 +195,12 @@ def test_a_worker_of_another_machine_is_dead_when_it_is_silent_or_buried(ledger:
     ledger.beat({})
     with ledger.attempt([UNIT]):
         here = Ledger(ledger.root)
-        assert not here.strikes(UNIT)
         beat = ledger.root / "workers" / ledger.writer
+        assert not here.is_dead(ledger.writer)
         os.utime(beat, (time.time() - 3600,) * 2)
-        assert here.strikes(UNIT)
+        assert here.is_dead(ledger.writer)
         ledger.beat({})
-        assert not here.strikes(UNIT)
+        assert not here.is_dead(ledger.writer)
         here.bury(ledger.writer, "its node was lost")
         assert here.strikes(UNIT) and here.cause_of_death(ledger.writer) == "its node was lost"
         here.remove_the_dead()
@@ -196,7 +236,11 @@ def test_a_batch_is_repeated_once_then_taken_apart_and_the_guilty_one_alone_is_g
         die_with(ledger, UNIT, OTHER)
     work()
     assert computed == [[guilty], [innocent]] and not list(ledger.marks())
-    for units in ([UNIT, OTHER], [UNIT, OTHER], [UNIT]):
+    for units in ([UNIT, OTHER], [UNIT, OTHER], [UNIT], [OTHER]):  # the innocent one is in hand when a node is lost
+        die_with(ledger, *units)
+    work()
+    assert computed == [[guilty], [innocent]] and not given_up
+    for units in ([UNIT, OTHER], [UNIT, OTHER], [UNIT], [UNIT]):
         die_with(ledger, *units)
     work()
     assert computed == [[innocent]] and given_up == [guilty]
@@ -211,7 +255,7 @@ def test_ten_thousand_units_leave_nothing_behind(ledger: Ledger) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["segfault", "hang"])
-def test_a_result_that_takes_the_run_down_three_times_is_left_out_and_its_batch_mates_are_done(
+def test_a_result_that_takes_the_run_down_alone_as_well_is_left_out_and_its_batch_mates_are_done(
     tmp_path: Path, how: str
 ) -> None:
     project = Project(tmp_path)
@@ -225,7 +269,7 @@ def test_a_result_that_takes_the_run_down_three_times_is_left_out_and_its_batch_
     project.write([{"image": "a.png", "prompts": prompts}], run={"unit_timeout": 2, "batch_size": 4})
     poison = f"{how} /{rows[0]['key']}"
     died = {"segfault": -signal.SIGSEGV, "hang": 3}[how]
-    for _ in range(3):
+    for _ in range(4):  # twice with its batch, twice alone
         assert run_with_hazard(project, poison).returncode == died
     ended = run_with_hazard(project, poison)
     assert ended.returncode == 1 and "3 of 4 results are there" in ended.stderr

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 from pnp_batch.errors import EnvironmentFailure
-from pnp_batch.manifest import Manifest
+from pnp_batch.manifest import Manifest, RunSpec
 from pnp_batch.runner import NVIDIA_DRIVER
 
 log = logging.getLogger(__name__)
@@ -53,13 +55,19 @@ def has_ray() -> bool:
     return find_spec("ray") is not None
 
 
-def check_gpus(manifest: Manifest) -> int:
-    """How many GPUs of this machine are to be used; 0 where there are none.
+def gpus_needed(run: RunSpec, there: int) -> int:
+    """How many GPUs of this machine a Ray of this run alone is to have; 0 where there are none.
+
+    Args:
+        run: What is asked for; a worker may take a part of a GPU.
+        there: How many GPUs this process may use.
 
     Raises:
         EnvironmentFailure: More are asked for than there are.
     """
-    run, there = manifest.run, visible_gpus()
+    each = 1.0 if run.ray.num_gpus is None else run.ray.num_gpus
+    if not each:
+        return 0
     if isinstance(run.devices, tuple):
         missing = [number for number in run.devices if number >= there]
         if missing:
@@ -67,7 +75,21 @@ def check_gpus(manifest: Manifest) -> int:
                 f"there is no GPU {missing[0]}: this machine shows {there} (devices: {list(run.devices)})"
             )
         return len(run.devices)
-    wanted = run.devices_wanted
-    if there and wanted is not None and wanted > there:
-        raise EnvironmentFailure(f"{wanted} devices are asked for, and this machine shows {there} GPUs")
-    return there if wanted is None else min(wanted, there)
+    if not there or run.devices_wanted is None:
+        return there
+    needed = math.ceil(run.devices_wanted * each)
+    if needed > there:
+        raise EnvironmentFailure(
+            f"{run.devices_wanted} devices of {each:g} GPU are asked for, and this machine shows {there} GPUs"
+        )
+    return needed
+
+
+def visible_as(numbers: Sequence[int], visible: str | None) -> str:
+    """`CUDA_VISIBLE_DEVICES` for some of the GPUs that this process may use.
+
+    Args:
+        numbers: As this process counts them.
+        visible: What the variable says now: numbers or names that a batch system gave out, or None for all.
+    """
+    return ",".join(str(number) if visible is None else visible.split(",")[number].strip() for number in numbers)

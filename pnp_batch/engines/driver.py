@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 
 from pnp_batch.engines.remote import STOP_FILE, Report, Spec
@@ -89,16 +89,18 @@ class Driver:
         """Reads the workers' signs of life, a second apart, or more for many workers on a slow file system."""
         if force or time.monotonic() - self._watched >= max(WATCH_SECONDS, self.monitor.workers_known / 100):
             self._watched = time.monotonic()
-            self.monitor.watch(self.ledger.workers())
+            beats = self.ledger.workers()
+            self.monitor.watch(beats, [writer for writer in beats if not self.ledger.is_dead(writer)])
 
-    def bury(self, token: str, cause: str) -> bool:
-        """Notes the death of a worker and tidies up after it; gives whether it had something in hand that is struck for it."""
+    def bury(self, tokens: Collection[str], cause: str) -> bool:
+        """Notes the death of workers and tidies up after them; gives whether something in hand is struck for it."""
         self.watch_workers(force=True)
-        writers = [name for name in self.ledger.workers() if name.endswith(f"-{token}")]
+        writers = {name for name in self.ledger.workers() if name.rpartition("-")[2] in tokens}
         for writer in writers:
             self.ledger.bury(writer, cause)
-            for folder in (self.run.plan.manifest.store, self.outputs.root, self.ledger.root):
-                remove_temps_of(writer.rpartition("-")[0], folder)
+        processes = {writer.rpartition("-")[0] for writer in writers}
+        for folder in (self.run.plan.manifest.store, self.outputs.root, self.ledger.root):
+            remove_temps_of(processes, folder)
         return any(mark.writer in writers for mark in self.ledger.marks())
 
     def ask_to_stop(self) -> None:
@@ -113,10 +115,17 @@ class Driver:
         """Every package was settled: the place for work at the end of a run."""
         self._is_through = not self.is_stopped
 
+    def tidy(self) -> None:
+        """Removes what processes that are gone left half-written, and forgets those workers that no strike names."""
+        ArtifactStore(self.run.plan.manifest.store).remove_stale_temporaries()
+        self.outputs.remove_stale_temporaries()
+        self.ledger.remove_the_dead()
+
     def close(self) -> None:
         """Writes the last state and the failure lists."""
         self.monitor.close()
         self.ledger.dismiss()
+        self.tidy()
         self.failures.finish(self.run.is_whole and self._is_through)
         self.outputs.drop_superseded_rows()
 
@@ -157,11 +166,9 @@ def driving(run: Run) -> Iterator[Driver]:
     manifest = run.plan.manifest
     with only_run(manifest.output), logged(manifest.output), closing(run.view):
         driver = Driver(run)
-        ArtifactStore(manifest.store).remove_stale_temporaries()
-        driver.outputs.remove_stale_temporaries()
         if run.forgive:
             driver.ledger.forgive()
-        driver.ledger.remove_the_dead()
+        driver.tidy()
         driver.may_go_on()
         state = driver.monitor.state
         log.info("run of %s: %d results of %d sources", manifest.path, state.translations, state.sources)

@@ -15,8 +15,9 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from pnp_batch.engines.devices import check_gpus
+from pnp_batch.engines.devices import gpus_needed, visible_as, visible_gpus
 from pnp_batch.engines.driver import Driver, driving, rows_of
+from pnp_batch.engines.orphans import descendants, no_orphans
 from pnp_batch.engines.remote import RemoteWorker, Report
 from pnp_batch.engines.run import Run, Summary
 from pnp_batch.engines.schedule import Schedule
@@ -49,6 +50,7 @@ log = logging.getLogger(__name__)
 WAIT_SECONDS = 0.5
 DRAIN_SECONDS = 10.0
 NODE_PATIENCE_SECONDS = 300.0
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 OBJECT_STORE_BYTES = 100_000_000  # nothing but short texts goes through it
 
 
@@ -104,25 +106,29 @@ def _cluster(run: Run) -> Iterator[Crew]:
     """A Ray of this run alone, or the one at `ray.address`; gives the workers that it can hold."""
     alone = run.plan.manifest.run.ray.address is None
     options = _local(run.plan.manifest) if alone else _remote(run.plan.manifest)
+    before = descendants()
     try:
-        with _unheard() if alone else nullcontext():
+        with _environment(run.plan.manifest) if alone else nullcontext():
             ray.init(log_to_driver=False, logging_level=logging.ERROR, namespace=secrets.token_hex(8), **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise EnvironmentFailure(f"Ray cannot be reached or started: {_first_line(error)}") from error
-    try:
-        yield _crew(run)
-    finally:
-        ray.shutdown()
+    with no_orphans(descendants() - before):
+        try:
+            yield _crew(run)
+        finally:
+            ray.shutdown()
 
 
 @contextmanager
-def _unheard() -> Iterator[None]:
-    """What Ray starts within the block listens on the loopback address only and sends nothing out.
+def _environment(manifest: Manifest) -> Iterator[None]:
+    """What Ray starts within the block sees the GPUs of this run, listens on the loopback address only and sends nothing out.
 
     On Linux Ray takes 127.0.0.1 for a mistake, unless told that there are no clusters, as on a Mac. Without a dashboard and with
     usage reports off it still asks for a cloud's metadata, with plain HTTP: that goes to a proxy that is not there.
     """
     changed = {ENABLE_RAY_CLUSTERS_ENV_VAR: "0", "http_proxy": NOWHERE, "no_proxy": "127.0.0.1,localhost"}
+    if isinstance(manifest.run.devices, tuple):
+        changed[VISIBLE] = visible_as(manifest.run.devices, os.environ.get(VISIBLE))
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
     ray_constants.ENABLE_RAY_CLUSTER, clusters = False, ray_constants.ENABLE_RAY_CLUSTER  # read when Ray was imported
@@ -140,10 +146,8 @@ def _unheard() -> Iterator[None]:
 def _local(manifest: Manifest) -> dict[str, Any]:
     """Options of `ray.init` for a Ray of this run alone, on this machine and for nobody else."""
     spec = manifest.run.ray
-    gpus = check_gpus(manifest) if spec.num_gpus != 0 else 0
-    if isinstance(manifest.run.devices, tuple):
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, manifest.run.devices))
-    count = gpus or manifest.run.devices_wanted or 1
+    gpus = gpus_needed(manifest.run, visible_gpus())
+    count = manifest.run.devices_wanted or int(gpus / (spec.num_gpus or 1)) or 1
     return {
         "num_cpus": max(count * spec.num_cpus, os.cpu_count() or 1),
         "num_gpus": gpus,
@@ -280,7 +284,7 @@ class Loop:
     def _died(self, hand: Hand, cause: str) -> None:
         log.warning("%s died: %s", hand.name, cause)
         self.driver.monitor.note(f"{hand.name} died ({cause[:200]}); what it had in hand goes to another one")
-        blamed = self.driver.bury(hand.token, cause)
+        blamed = self.driver.bury({hand.token}, cause)
         self.schedule.died(hand.package, blamed, cause)
         if self.idle:
             self._offer(self.idle.pop())

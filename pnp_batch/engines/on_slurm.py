@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import secrets
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from pnp_batch.engines.remote import RemoteWorker, Report
 from pnp_batch.engines.run import Run, Summary
 from pnp_batch.engines.schedule import Schedule
 from pnp_batch.errors import EnvironmentFailure
-from pnp_batch.interrupts import Interrupted
+from pnp_batch.interrupts import Interrupted, interruptible
 from pnp_batch.manifest import Manifest, SlurmSpec
 from pnp_batch.plan import Package, Plan, package_to_json
 from pnp_batch.runner import Worker
@@ -40,6 +41,7 @@ LEAVE_SECONDS = 45.0  # Slurm kills what does not end within KillWait, 30 s by d
 NOTICE_SECONDS = 90  # before its time is over a job is told to stop
 FRUITLESS_ARRAYS = 3
 SUBMITTED = "sbatch"
+STOPPED = "stopped by a signal; what is left goes on in another job"
 
 
 def run_slurm(run: Run) -> Summary:
@@ -64,17 +66,15 @@ def preview(plan: Plan) -> None:
 
 @dataclass(frozen=True)
 class Array:
-    """A submitted job array.
+    """A job array. It is noted before it is submitted, and found by its job's name: a kill between the two loses nothing.
 
     Attributes:
-        job: Slurm's number.
-        name: Of its folder of slices and reports.
+        folder: Name of its folder of slices and reports.
         tokens: Of its workers in the ledger.
         plan: Digest of what was asked for: an array of another plan is not waited for.
     """
 
-    job: str
-    name: str
+    folder: str
     tokens: Sequence[str]
     plan: str
 
@@ -85,6 +85,7 @@ class Campaign:
     def __init__(self, driver: Driver) -> None:
         self.driver, self.run, self.manifest = driver, driver.run, driver.run.plan.manifest
         self.spec, self.folder = self.manifest.run.slurm, _folder(self.manifest)
+        self.job = _job_name(self.manifest)
         self.device = "cuda" if self.spec.wants_gpus else "cpu"
         here = self.manifest.with_run({"devices": self.device})
         self.worker = Worker(here, self.run.plan.checkpoint, driver.monitor, self.run.fail_fast)
@@ -109,10 +110,9 @@ class Campaign:
             try:
                 self._watch(array, left)
             except KeyboardInterrupt:
-                self._cancel(array)
+                self._cancel()
                 raise
-            for token in array.tokens:
-                self.driver.bury(token, f"job {array.job} ended")
+            self.driver.bury(set(array.tokens), "its job array ended")
             got_further = len(left) < before or len(list(self.driver.ledger.marks())) > strikes
             fruitless = 0 if got_further else fruitless + 1
             if fruitless == FRUITLESS_ARRAYS:
@@ -146,31 +146,33 @@ class Campaign:
             array = Array(**json.loads((self.folder / "array.json").read_bytes()))
         except (FileNotFoundError, ValueError, TypeError):
             return None
-        if not _is_queued(array.job):
+        if not self._is_queued():
             return None
         if array.plan == self.digest:
-            self.driver.monitor.note(f"job array {array.job} of an earlier run goes on; waiting for it")
+            self.driver.monitor.note(f"the job array {self.job} of an earlier run goes on; waiting for it")
             return array
-        self._cancel(array)
+        self._cancel()
         return None
 
     def _submit(self, left: dict[str, Package]) -> Array:
-        name, slices = secrets.token_hex(4), self._slices(left)
-        folder = self.folder / name
-        tokens = [secrets.token_hex(4) for _ in slices]
+        slices = self._slices(left)
+        array = Array(secrets.token_hex(4), [secrets.token_hex(4) for _ in slices], self.digest)
+        folder = self.folder / array.folder
         arguments: tuple[list[str], list[str]] = ([], [])
-        for i, (token, slice_) in enumerate(zip(tokens, slices, strict=True)):
+        for i, (token, slice_) in enumerate(zip(array.tokens, slices, strict=True)):
             write_atomic(folder / f"{i}.slice", "".join(f"{line}\n" for line in slice_))
             spec = self.driver.spec(self.device, f"task {i}", token, self.spec.cpus_per_task)
             arguments[0].append(spec.to_json())
             arguments[1].append(str(folder / f"{i}.slice"))
+        write_atomic(self.folder / "array.json", json.dumps(asdict(array)))
         try:
             jobs = _executor(self.manifest).map_array(run_slice, *arguments)
         except submitit.core.utils.FailedJobError as error:
             raise EnvironmentFailure(f"Slurm refuses the job array: {str(error).strip()}") from error
-        array = Array(jobs[0].job_id.partition("_")[0], name, tokens, self.digest)
-        write_atomic(self.folder / "array.json", json.dumps(asdict(array)))
-        self.driver.monitor.note(f"submitted job array {array.job}: {len(slices)} tasks, {len(left)} packages")
+        number = jobs[0].job_id.partition("_")[0]
+        self.driver.monitor.note(
+            f"submitted job array {number} ({self.job}): {len(slices)} tasks, {len(left)} packages"
+        )
         return array
 
     def _slices(self, left: dict[str, Package]) -> list[list[str]]:
@@ -187,31 +189,41 @@ class Campaign:
         """Settles what the tasks report until the array has left the queue; takes it out of `left`."""
         read: dict[Path, int] = defaultdict(int)
         while True:
-            queued = _is_queued(array.job)
-            for path in sorted((self.folder / array.name).glob("*.report")):
+            queued = self._is_queued()
+            for path in sorted((self.folder / array.folder).glob("*.report")):
                 for line, report in _reports(path, read):
                     package = left.pop(line, None)
                     if package is not None:
                         self.driver.take(package, report)
             self.driver.watch_workers()
             if self.driver.is_stopped:
-                self._cancel(array)
+                self._cancel()
             if not queued or not left or self.driver.is_stopped:
                 return
             time.sleep(POLL_SECONDS)
 
-    def _cancel(self, array: Array) -> None:
-        """Ends an array and waits for it: its tasks stop at their next step and take their marks back."""
+    def _is_queued(self) -> bool:
+        """Whether anything of an array waits or runs. A controller that does not answer now says nothing about it."""
+        listed = _slurm("squeue", "--me", "--noheader", "--format=%i", f"--name={self.job}")
+        return bool(listed.returncode or listed.stdout.strip())
+
+    def _cancel(self) -> None:
+        """Ends the array and waits for it: its tasks stop at their next step and take their marks back."""
         self.driver.ask_to_stop()
-        _slurm("scancel", array.job)
+        _slurm("scancel", f"--name={self.job}")
         end = time.monotonic() + LEAVE_SECONDS
-        while _is_queued(array.job) and time.monotonic() < end:
+        while self._is_queued() and time.monotonic() < end:
             time.sleep(0.5)
         self.driver.may_go_on()
 
 
 def _folder(manifest: Manifest) -> Path:
     return manifest.output / "slurm"
+
+
+def _job_name(manifest: Manifest) -> str:
+    """One name for each output folder, in which one run works at a time: whoever comes next finds its array in the queue."""
+    return f"pnp-batch-{sha256(os.fsencode(manifest.output))[:8]}"
 
 
 def _logs(manifest: Manifest) -> Path:
@@ -232,7 +244,7 @@ def _executor(manifest: Manifest) -> submitit.SlurmExecutor:
         raise EnvironmentFailure(
             "there is no Slurm on this machine (no `srun`); run this where jobs are submitted"
         ) from error
-    executor.update_parameters(**_parameters(spec))
+    executor.update_parameters(job_name=_job_name(manifest), **_parameters(spec))
     return executor
 
 
@@ -252,7 +264,6 @@ def _parameters(spec: SlurmSpec) -> dict[str, Any]:
     )
     given = {name: value for name in names if (value := getattr(spec, name)) is not None}
     return given | {
-        "job_name": "pnp-batch",
         "setup": list(spec.setup),
         "array_parallelism": spec.parallel or spec.tasks,
         "signal_delay_s": min(NOTICE_SECONDS, spec.time * 60 // 4),
@@ -266,29 +277,30 @@ def run_slice(spec: str, path: str) -> None:
 
     A task that Slurm requeues begins again here and passes over what it has reported.
     """
-    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):  # preempted or cancelled, out of time, interrupted
-        signal.signal(number, _stop)
-    slice_, report_file = Path(path), Path(path).with_suffix(".report")
     try:
-        worker = RemoteWorker(spec)
-        worker.bury_earlier_selves()
-        done = {line for line, _ in _reports(report_file, defaultdict(int))}
-        for line in slice_.read_text(encoding="utf-8").splitlines():
-            if line in done:
-                continue
-            answer = worker.process(line)
-            report = Report.from_json(answer)
-            if report.interrupted or report.failure:
-                print(report.failure or "stopped by a signal; what is left goes on in another job")
-                return
-            with report_file.open("ab", buffering=0) as file:
-                file.write(f"\n{json.dumps([line, answer])}\n".encode())  # a kill may have torn the line before
+        with interruptible(signal.SIGUSR2):  # out of time; the usual ones come to those that are preempted or cancelled
+            failure = _work_off(RemoteWorker(spec), Path(path))
     except Interrupted:
-        print("stopped by a signal before the first package")
+        failure = STOPPED
+    if failure is not None:
+        print(failure)
 
 
-def _stop(_number: int, _frame: object) -> None:
-    raise Interrupted
+def _work_off(worker: RemoteWorker, slice_: Path) -> str | None:
+    """Works until the end of the slice, or gives the reason why not."""
+    worker.bury_earlier_selves()
+    report_file = slice_.with_suffix(".report")
+    done = {line for line, _ in _reports(report_file, defaultdict(int))}
+    for line in slice_.read_text(encoding="utf-8").splitlines():
+        if line in done:
+            continue
+        answer = worker.process(line)
+        report = Report.from_json(answer)
+        if report.interrupted or report.failure:
+            return report.failure or STOPPED
+        with report_file.open("ab", buffering=0) as file:
+            file.write(f"\n{json.dumps([line, answer])}\n".encode())  # a kill may have torn the line before
+    return None
 
 
 def _reports(path: Path, read: dict[Path, int]) -> Iterator[tuple[str, Report]]:
@@ -307,14 +319,6 @@ def _reports(path: Path, read: dict[Path, int]) -> Iterator[tuple[str, Report]]:
         except ValueError:
             continue  # empty, or torn by a kill
         yield package, Report.from_json(answer)
-
-
-def _is_queued(job: str) -> bool:
-    """Whether anything of an array waits or runs. A controller that does not answer now says nothing about it."""
-    listed = _slurm("squeue", "--noheader", "--format=%i", f"--jobs={job}")
-    if listed.returncode:
-        return "Invalid job id" not in listed.stderr
-    return bool(listed.stdout.strip())
 
 
 def _slurm(*command: str) -> subprocess.CompletedProcess[str]:

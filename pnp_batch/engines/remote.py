@@ -169,7 +169,8 @@ class WorkerEvents:
             self.stop_if_asked()
 
     def stop_if_asked(self) -> None:
-        """Ends the work in hand when a file asks for it."""
+        """Ends the work in hand when a file asks for it, or a signal did whose exception was lost."""
+        interrupts.check()
         if (self.ledger.root / STOP_FILE).exists():
             raise interrupts.Interrupted
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pnp_batch.errors import EnvironmentFailure
 from pnp_batch.plan import Package
 
-SHARE = 2  # a piece is at most this fraction of what each worker has left to do, so that all end at about the same time
+SHARE = 4  # a piece is at most this fraction of what each worker has left to do, so that all end at about the same time
 
 
 class Schedule:

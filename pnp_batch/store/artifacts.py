@@ -22,7 +22,7 @@ import safetensors
 import safetensors.numpy
 
 from pnp_batch.errors import EnvironmentFailure, disk_errors_named
-from pnp_batch.store.files import TEMP_PREFIX, is_stale_temp, remove_stale_temps, temp_name
+from pnp_batch.store.files import TEMP_PREFIX, is_forgotten_temp, is_stale_temp, remove_stale_temps, temp_name
 from pnp_batch.store.keys import canonical_json, sha256
 
 log = logging.getLogger(__name__)
@@ -213,7 +213,7 @@ class ArtifactStore:
 
     def garbage(self, used: set[str] | None = None) -> Iterator[Path]:
         """What can go without losing a result: half-built, corrupt, saved loops; and where `used` is given, other keys."""
-        yield from filter(is_stale_temp, self._temporaries())
+        yield from (path for path in self._temporaries() if is_stale_temp(path) or is_forgotten_temp(path))
         yield from (path for folder in ("corrupt", "checkpoints") for path in self.root.glob(f"{folder}/[!.]*"))
         if used is not None:
             yield from (path for _, path in self.all() if path.name not in used)

@@ -7,10 +7,14 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import Iterable
+import time
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
+import psutil
+
 TEMP_PREFIX = ".tmp-"
+FORGOTTEN_SECONDS = 86_400.0
 _TEMP_NAME = re.compile(re.escape(TEMP_PREFIX) + r"(?P<host>.+)-(?P<pid>\d{1,9})-[0-9a-f]+")
 
 
@@ -28,15 +32,22 @@ def is_stale_temp(path: Path) -> bool:
     return match is not None and match["host"] == socket.gethostname() and not is_alive(int(match["pid"]))
 
 
-def is_alive(pid: int) -> bool:
-    """Whether a process of this machine runs."""
+def is_forgotten_temp(path: Path) -> bool:
+    """Whether a temporary file or folder, of whatever machine, was not written to for so long that nobody will any more."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return _TEMP_NAME.fullmatch(path.name) is not None and time.time() - path.stat().st_mtime > FORGOTTEN_SECONDS
+    except FileNotFoundError:
         return False
-    except PermissionError:
-        pass
-    return True
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine runs. A zombie does not: the first process of a container may never wait for it."""
+    try:
+        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True
 
 
 def remove_stale_temps(paths: Iterable[Path]) -> None:
@@ -45,10 +56,12 @@ def remove_stale_temps(paths: Iterable[Path]) -> None:
         _remove(path)
 
 
-def remove_temps_of(process: str, root: Path) -> None:
-    """Removes what a process that is gone, as `<host>-<pid>`, left half-written in a folder or right below its folders."""
-    for path in (*root.glob(f"{TEMP_PREFIX}{process}-*"), *root.glob(f"*/{TEMP_PREFIX}{process}-*")):
-        _remove(path)
+def remove_temps_of(processes: Collection[str], root: Path) -> None:
+    """Removes what processes that are gone, as `<host>-<pid>`, left half-written in a folder or right below its folders."""
+    for path in (*root.glob(f"{TEMP_PREFIX}*"), *root.glob(f"*/{TEMP_PREFIX}*")):
+        match = _TEMP_NAME.fullmatch(path.name)
+        if match is not None and f"{match['host']}-{match['pid']}" in processes:
+            _remove(path)
 
 
 def _remove(path: Path) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 from running import Project, hazardous, program
 
 from pnp_batch.ledger import Ledger
@@ -51,28 +53,33 @@ class Started:
     def wait(self) -> int:
         """Its exit code; nothing that it started may be left."""
         self.printed = self.process.communicate(timeout=PATIENCE_SECONDS)[0]
-        until(lambda: not self.left_behind(), 60, "everything that the run started has ended")
+        until(lambda: not self.left_behind(), 30, "everything that the run started has ended")
         return self.process.returncode
 
     def left_behind(self) -> list[str]:
-        """The command lines of all processes that inherited its environment."""
+        """All processes of its session and those that inherited its environment, but for zombies, whose parents are to blame."""
         found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                if self.token.encode() in (folder / "environ").read_bytes():
-                    found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-            except (FileNotFoundError, ProcessLookupError, PermissionError):
-                continue
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, ProcessLookupError):
+                is_ours = os.getsid(process.pid) == self.process.pid or self.token in process.environ().values()
+                if is_ours and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(f"{process.pid} {process.name()}")
         return found
 
     def until_some_are_done(self, count: int = 2) -> None:
         """Waits until results appear while the run goes on."""
+        self._until(lambda: len(self.project.pictures()) >= count, f"{count} results are there")
 
-        def some() -> bool:
+    def until_there(self, path: Path) -> None:
+        """Waits until a file appears while the run goes on."""
+        self._until(path.exists, f"{path} is there")
+
+    def _until(self, condition: Callable[[], object], what: str) -> None:
+        def met() -> object:
             assert self.process.poll() is None, self.process.communicate()[0]
-            return len(self.project.pictures()) >= count
+            return condition()
 
-        until(some, PATIENCE_SECONDS, f"{count} results are there")
+        until(met, PATIENCE_SECONDS, what)
 
 
 @contextmanager
@@ -104,6 +111,26 @@ def until(condition: Callable[[], object], seconds: float, what: str) -> None:
         time.sleep(0.1)
 
 
-def modified(project: Project) -> dict[Path, int]:
+@contextmanager
+def nothing_done_twice(project: Project) -> Iterator[None]:
+    """What is published when the block begins is not made again within it."""
+    before = _published(project)
+    assert before
+    yield
+    after = _published(project)
+    assert {path: after.get(path) for path in before} == before
+
+
+def _published(project: Project) -> dict[Path, int]:
     """When each artifact was published: one that is made again has another time."""
     return {path: path.stat().st_mtime_ns for path in project.store.glob("*/??/*/meta.json")}
+
+
+def assert_others_done(project: Project, undisturbed: Project, victim: Mapping[str, Any]) -> None:
+    """All results but the poisoned one are there, with their own bytes where they share no batch with it."""
+    others = {name: data for name, data in undisturbed.pictures().items() if name != victim["file_name"]}
+    assert project.pictures().keys() == others.keys()
+    mates = {row["file_name"] for row in undisturbed.rows() if row["source"] == victim["source"]}
+    assert {name for name, data in project.pictures().items() if data != others[name]} <= mates
+    assert [failure["prompt"] for failure in project.failures()] == [victim["prompt"]]
+    assert "died 4 times" in project.failures()[0]["error"]  # twice with its batch, twice alone

@@ -11,8 +11,10 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 CONF = """
 ClusterName=test
@@ -57,10 +59,38 @@ class SlurmCluster:
     """A running cluster. Slurm's commands need `SLURM_CONF` in their environment."""
 
     root: Path
+    nodes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def call(self, *command: str) -> str:
         """Runs one of Slurm's commands."""
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    def start_node(self, name: str) -> None:
+        """Starts the daemon of a node."""
+        self.nodes[name] = _started("slurmd", "-D", "-N", name, "-f", str(self.root / "slurm.conf"))
+
+    @contextmanager
+    def node_lost(self, name: str) -> Iterator[None]:
+        """All processes of a node are killed; it comes back at the end of the block."""
+        daemon = psutil.Process(self.nodes[name].pid)
+        for process in (daemon, *daemon.children(recursive=True)):
+            process.kill()
+        self.nodes[name].wait()
+        self.call("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=lost")
+        try:
+            yield
+        finally:
+            self.start_node(name)
+            self.call("scontrol", "update", f"NodeName={name}", "State=RESUME")
+            self.wait_until_idle()
+
+    def wait_until_idle(self) -> None:
+        """Waits until both nodes can take jobs."""
+        _wait(lambda: self._states() == ["idle", "idle"], "Slurm", self.root / "slurmctld.log")
+
+    def _states(self) -> list[str]:
+        listed = subprocess.run(["sinfo", "-h", "-N", "-p", "main", "-o", "%T"], capture_output=True, text=True)
+        return listed.stdout.split()
 
     def wait_for(self, job_state: str, seconds: float = 60) -> list[str]:
         """Waits until some job is in a state; gives the numbers of those that are."""
@@ -95,17 +125,18 @@ def slurm_cluster(root: Path) -> Iterator[SlurmCluster]:
         CONF.format(host=socket.gethostname(), root=root, port=ports[0], node_port=ports[1], last_port=ports[1] + 1)
     )
     os.environ["SLURM_CONF"] = str(conf)
-    processes: list[subprocess.Popen[bytes]] = []
+    cluster = SlurmCluster(root)
+    servers: list[subprocess.Popen[bytes]] = []
     try:
-        _start_munge(root, processes)
-        _start(processes, "slurmctld", "-D", "-f", str(conf))
+        servers.append(_started_munge(root))
+        servers.append(_started("slurmctld", "-D", "-f", str(conf)))
         for node in ("n1", "n2"):
-            _start(processes, "slurmd", "-D", "-N", node, "-f", str(conf))
-        cluster = SlurmCluster(root)
-        _wait_until_idle(cluster)
+            cluster.start_node(node)
+        cluster.wait_until_idle()
         yield cluster
     finally:
         os.environ.pop("SLURM_CONF")
+        processes = [*servers, *cluster.nodes.values()]
         for process in reversed(processes):
             process.send_signal(signal.SIGTERM)
         for process in processes:
@@ -115,7 +146,7 @@ def slurm_cluster(root: Path) -> Iterator[SlurmCluster]:
                 process.kill()
 
 
-def _start_munge(root: Path, processes: list[subprocess.Popen[bytes]]) -> None:
+def _started_munge(root: Path) -> subprocess.Popen[bytes]:
     """munged trusts no key and no socket in a folder that others can write to; the system's munge user need not exist."""
     for folder in (root, *root.parents):
         if folder.stat().st_mode & 0o022 and not folder.stat().st_mode & 0o1000:
@@ -126,20 +157,13 @@ def _start_munge(root: Path, processes: list[subprocess.Popen[bytes]]) -> None:
     root.chmod(0o755)
     arguments = {"key-file": key, "socket": root / "munge.socket", "pid-file": root / "munge.pid"}
     arguments |= {"log-file": root / "munge.log", "seed-file": root / "munge.seed"}
-    _start(processes, "munged", "-F", "--force", *(f"--{name}={value}" for name, value in arguments.items()))
+    process = _started("munged", "-F", "--force", *(f"--{name}={value}" for name, value in arguments.items()))
     _wait(lambda: (root / "munge.socket").exists(), "munged", root / "munge.log")
+    return process
 
 
-def _start(processes: list[subprocess.Popen[bytes]], *command: str) -> None:
-    processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-
-
-def _wait_until_idle(cluster: SlurmCluster) -> None:
-    def idle() -> bool:
-        listed = subprocess.run(["sinfo", "-h", "-N", "-p", "main", "-o", "%T"], capture_output=True, text=True)
-        return listed.stdout.split() == ["idle", "idle"]
-
-    _wait(idle, "Slurm", cluster.root / "slurmctld.log")
+def _started(*command: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def _wait(condition: object, what: str, logfile: Path) -> None:

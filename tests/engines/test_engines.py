@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ from runs import BATCH, PROMPTS, planned
 
 from pnp_batch.checkpoint import resolve
 from pnp_batch.engines import engine_for
-from pnp_batch.engines.driver import rows_of
+from pnp_batch.engines.devices import gpus_needed, visible_as
+from pnp_batch.engines.driver import driving, rows_of
 from pnp_batch.engines.remote import RemoteWorker, Report, Spec
 from pnp_batch.engines.run import Run
 from pnp_batch.engines.schedule import Schedule
@@ -24,7 +26,8 @@ from pnp_batch.errors import EnvironmentFailure, ManifestError
 from pnp_batch.manifest import Manifest, load_manifest
 from pnp_batch.monitor import PlainView
 from pnp_batch.plan import Package, Plan, package_from_json, package_to_json
-from pnp_batch.runner import Silent, Worker
+from pnp_batch.runner import Silent, Worker, ledger_of
+from pnp_batch.store.files import TEMP_PREFIX, temp_name
 
 
 @pytest.fixture
@@ -90,6 +93,45 @@ def test_several_devices_mean_ray_unless_an_engine_is_written(project: Project) 
     assert engine_for(with_run(project, engine="slurm", devices=2)) == "slurm"
     with pytest.raises(EnvironmentFailure, match="engine local uses one device, 2 are asked for"):
         engine_for(with_run(project, engine="local", devices=2))
+
+
+@pytest.mark.parametrize(
+    ("devices", "each", "there", "needed"),
+    [
+        ("auto", None, 0, 0),
+        ("auto", None, 2, 2),
+        (2, None, 0, 0),
+        (2, None, 4, 2),
+        ([0, 3], None, 4, 2),
+        (4, 0.5, 2, 2),
+        (3, 0.5, 2, 2),
+        (1, 2, 4, 2),
+        (2, 0, 4, 0),
+    ],
+)
+def test_gpus_that_a_run_needs(project: Project, devices: object, each: float | None, there: int, needed: int) -> None:
+    assert gpus_needed(with_run(project, devices=devices, ray={"num_gpus": each}).run, there) == needed
+
+
+@pytest.mark.parametrize(
+    ("devices", "each", "there", "why"),
+    [
+        (3, None, 2, "3 devices of 1 GPU are asked for, and this machine shows 2"),
+        (5, 0.5, 2, "5 devices of 0.5 GPU"),
+        (2, 2, 2, "2 devices of 2 GPU"),
+        ([0, 2], None, 2, "there is no GPU 2: this machine shows 2"),
+    ],
+)
+def test_more_gpus_than_there_are_are_refused(
+    project: Project, devices: object, each: float | None, there: int, why: str
+) -> None:
+    with pytest.raises(EnvironmentFailure, match=why):
+        gpus_needed(with_run(project, devices=devices, ray={"num_gpus": each}).run, there)
+
+
+def test_numbers_of_devices_count_those_that_a_batch_system_gave_out() -> None:
+    assert visible_as((2, 0), None) == "2,0"
+    assert visible_as((2, 0), "GPU-a, 5,7") == "7,GPU-a"
 
 
 def test_keys_are_those_of_the_workers_device_wherever_they_are_told(project: Project) -> None:
@@ -273,6 +315,38 @@ def test_resources_of_ray_workers_are_a_mapping_of_numbers(project: Project) -> 
             with_run(project, ray={"resources": wrong})
 
 
+# A run
+
+
+def test_what_workers_of_a_run_left_half_written_is_gone_at_its_end(project: Project) -> None:
+    with driving(Run(plan_of(project), PlainView())):
+        child = subprocess.Popen(["true"])
+        child.wait()
+        for folder in (project.output, project.store / "invert", project.output / "ledger/workers"):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / temp_name().replace(f"-{os.getpid()}-", f"-{child.pid}-")).touch()
+    assert not list(project.output.rglob(".tmp-*"))
+
+
+def test_the_dead_are_no_longer_shown_and_what_they_did_still_counts(project: Project) -> None:
+    with driving(Run(plan_of(project), PlainView())) as driver:
+        workers = [ledger_of(driver.run.plan.manifest) for _ in range(3)]
+        for number, ledger in enumerate(workers):
+            ledger.writer = f"elsewhere-{number}-cafe000{number}"
+            ledger.beat(
+                {"name": "task", "doing": f"package {number}", "began": 0.0, "rows": 10, "made": {"translate": 1}}
+            )
+        left = driver.ledger.root / "workers" / f"{TEMP_PREFIX}elsewhere-1-00"
+        left.touch()
+        with workers[1].attempt(["translate-" + "ab" * 32]):
+            assert driver.bury({"cafe0000", "cafe0001"}, "the array ended") and not left.exists()
+        assert not driver.bury({"cafe0000"}, "the array ended")
+        driver.watch_workers(force=True)
+        state = driver.monitor.state
+        assert [worker.doing for worker in state.workers] == ["package 2"]
+        assert (state.rows, state.translated) == (30, 3)
+
+
 # The schedule
 
 
@@ -294,9 +368,9 @@ def drained(schedule: Schedule) -> list[list[str]]:
 
 def test_packages_are_whole_at_first_and_end_in_small_pieces(project: Project) -> None:
     (package,) = plan_of(project).packages()
-    pieces = drained(schedule_of(project, 2, [package] * 6))
+    pieces = drained(schedule_of(project, 2, [package] * 12))
     sizes = [len(piece) for piece in pieces]
-    assert sizes[:2] == [8, 8] and sizes[-2:] == [2, 2] and sum(sizes) == 48
+    assert sizes[:2] == [8, 8] and sizes[-2:] == [2, 2] and sum(sizes) == 96
     assert sum(sizes[: len(sizes) // 2]) > 1.5 * sum(sizes[len(sizes) // 2 :])
     for piece in pieces:
         assert int(piece[0][0]) % 2 == 0 and len(piece) % 2 == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from running import Project
-from runs import PICTURES, PROMPTS, assert_same, modified, planned, started, until
+from runs import PICTURES, PROMPTS, assert_others_done, assert_same, nothing_done_twice, planned, started, until
 from slurm_cluster import SlurmCluster, missing, slurm_cluster
 
 from pnp_batch.ledger import Ledger
@@ -32,6 +34,18 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
 def project(tmp_path: Path, slurm: SlurmCluster) -> Iterator[Project]:
     yield planned(tmp_path / "slurm", engine="slurm", slurm={"tasks": 2, "partition": "main", "time": 10})
     until(lambda: not slurm.call("squeue", "--noheader").strip(), 90, "the queue is empty")
+
+
+def array_of(slurm: SlurmCluster) -> str:
+    """The number of the one array that is in the queue."""
+    (number,) = set(slurm.call("squeue", "-h", "-o", "%F", "--partition=main,cheap").split())
+    return number
+
+
+def hurry(number: str) -> None:
+    """Else Slurm waits two minutes with the tasks that it requeued."""
+    for task in range(2):
+        subprocess.run(["scontrol", "update", f"JobId={number}_{task}", "StartTime=now"], capture_output=True)
 
 
 @pytest.mark.slow
@@ -60,8 +74,10 @@ def test_a_task_that_dies_is_followed_by_another_array(
     )
     victim = undisturbed.rows()[5]["key"]
     with started(project, hazard=f"{how} /{victim}", once=tmp_path / "hit") as run:
-        assert run.wait() == 0, run.printed
-    assert (tmp_path / "hit").exists() and run.printed.count("submitted job array") == 2
+        run.until_there(tmp_path / "hit")
+        with nothing_done_twice(project):
+            assert run.wait() == 0, run.printed
+    assert run.printed.count("submitted job array") == 2
     assert_same(project, undisturbed)
 
 
@@ -69,10 +85,11 @@ def test_a_task_that_dies_is_followed_by_another_array(
 def test_a_poisoned_result_is_left_out_and_all_others_are_done(project: Project, undisturbed: Project) -> None:
     victim = undisturbed.rows()[0]
     with started(project, hazard=f"kill /{victim['key']}") as run:
-        assert run.wait() == 1, run.printed
+        run.until_some_are_done()
+        with nothing_done_twice(project):
+            assert run.wait() == 1, run.printed
     assert f"{RESULTS - 1} of {RESULTS} results are there" in run.printed
-    assert "died 3 times" in project.failures()[0]["error"]
-    assert set(project.pictures()) == set(undisturbed.pictures()) - {victim["file_name"]}
+    assert_others_done(project, undisturbed, victim)
 
 
 @pytest.mark.slow
@@ -84,14 +101,14 @@ def test_preempted_tasks_stop_in_time_and_nobody_is_blamed(
     project = planned(tmp_path / "preempted", engine="slurm", slurm={"tasks": 2, "partition": partition, "time": 10})
     with started(project, hazard=SLOWLY) as run:
         run.until_some_are_done()
-        (number,) = set(slurm.call("squeue", "-h", "-o", "%F", "--name=pnp-batch").split())
+        number = array_of(slurm)
         slurm.call("sbatch", "-p", "urgent", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 5")
         until(lambda: "urgent R" in slurm.call("squeue", "-h", "-o", "%P %t"), 60, "the urgent job runs")
         assert not list(Ledger(project.output / "ledger").marks())
         until(lambda: "urgent" not in slurm.call("squeue", "-h", "-o", "%P"), 60, "the urgent job is over")
-        for task in range(2):  # else Slurm waits two minutes with what it requeued
-            subprocess.run(["scontrol", "update", f"JobId={number}_{task}", "StartTime=now"], capture_output=True)
-        assert run.wait() == 0, run.printed
+        hurry(number)
+        with nothing_done_twice(project):
+            assert run.wait() == 0, run.printed
     assert run.printed.count("submitted job array") == (1 if partition == "cheap" else 2)
     assert_same(project, undisturbed)
 
@@ -101,9 +118,11 @@ def test_tasks_whose_time_is_over_go_on_in_another_array(
     project: Project, undisturbed: Project, slurm: SlurmCluster
 ) -> None:
     with started(project, hazard="wait5 /out/store/") as run:
+        run.until_some_are_done()
         for job in slurm.wait_for("RUNNING"):
             slurm.call("scontrol", "update", f"JobId={job}", "TimeLimit=1")
-        assert run.wait() == 0, run.printed
+        with nothing_done_twice(project):
+            assert run.wait() == 0, run.printed
     assert run.printed.count("submitted job array") >= 2
     assert_same(project, undisturbed)
 
@@ -114,10 +133,9 @@ def test_an_array_that_somebody_cancels_is_followed_by_another(
 ) -> None:
     with started(project, hazard=SLOWLY) as run:
         run.until_some_are_done()
-        before = modified(project)
-        slurm.call("scancel", "--name=pnp-batch")
-        assert run.wait() == 0, run.printed
-    assert {path: modified(project)[path] for path in before} == before
+        slurm.call("scancel", "--partition=main")
+        with nothing_done_twice(project):
+            assert run.wait() == 0, run.printed
     assert_same(project, undisturbed)
 
 
@@ -130,9 +148,45 @@ def test_an_array_whose_driver_was_killed_goes_on_and_the_next_run_waits_for_it(
         run.process.kill()
         run.process.communicate()
     assert "task 0 on" in project.pnp("status")
+    with nothing_done_twice(project), started(project) as run:
+        assert run.wait() == 0, run.printed
+    assert "goes on; waiting for it" in run.printed and "submitted" not in run.printed
+    assert_same(project, undisturbed)
+
+
+KILLS_ITS_CALLER = """#!/bin/sh
+{sbatch} "$@"
+kill -9 $PPID
+"""
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_killed_in_the_moment_of_submission_loses_no_array(
+    project: Project, undisturbed: Project, tmp_path: Path
+) -> None:
+    deadly = tmp_path / "bin/sbatch"
+    deadly.parent.mkdir()
+    deadly.write_text(KILLS_ITS_CALLER.format(sbatch=shutil.which("sbatch")))
+    deadly.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{deadly.parent}{os.pathsep}{os.environ['PATH']}")
+        with started(project, hazard=SLOWLY) as run:
+            run.process.communicate()
+            assert run.process.returncode == -signal.SIGKILL
     with started(project) as run:
         assert run.wait() == 0, run.printed
     assert "goes on; waiting for it" in run.printed and "submitted" not in run.printed
+    assert_same(project, undisturbed)
+
+
+@pytest.mark.slow
+def test_the_loss_of_a_node_loses_nothing(project: Project, undisturbed: Project, slurm: SlurmCluster) -> None:
+    with started(project, hazard=SLOWLY) as run:
+        run.until_some_are_done(4)
+        number = array_of(slurm)
+        with nothing_done_twice(project), slurm.node_lost("n2"):
+            hurry(number)
+            assert run.wait() == 0, run.printed
     assert_same(project, undisturbed)
 
 
@@ -144,7 +198,7 @@ def test_ctrl_c_cancels_the_array(project: Project, undisturbed: Project, slurm:
         assert run.wait() == 130, run.printed
     assert not slurm.call("squeue", "--noheader").strip()
     assert not list(Ledger(project.output / "ledger").marks())
-    with started(project) as run:
+    with nothing_done_twice(project), started(project) as run:
         assert run.wait() == 0, run.printed
     assert_same(project, undisturbed)
 

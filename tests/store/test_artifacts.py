@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -234,6 +235,14 @@ def test_stale_temporaries_go_and_those_of_living_processes_stay(store):
     assert elsewhere.exists()
     assert living.exists()
     assert store.find("s", KEY) is not None
+
+
+def test_temporaries_of_other_machines_are_garbage_when_nobody_touched_them_for_a_day(store):
+    fresh, old = (store.root / "s" / f"{TEMP_PREFIX}other-host-1-0{token}" for token in "ab")
+    for folder in (fresh, old):
+        folder.mkdir(parents=True)
+    os.utime(old, (time.time() - 90_000,) * 2)
+    assert list(store.garbage()) == [old]
 
 
 def test_a_killed_publisher_leaves_a_temporary_that_the_next_run_removes(store):

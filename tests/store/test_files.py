@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from pnp_batch.store.files import TEMP_PREFIX, is_stale_temp, remove_stale_temps, temp_name, write_atomic
+from pnp_batch.store.files import TEMP_PREFIX, is_alive, is_stale_temp, remove_stale_temps, temp_name, write_atomic
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -34,6 +35,16 @@ def test_names_of_temporaries_never_meet_and_tell_their_process():
         os._exit(0)
     os.waitpid(child, 0)
     assert is_stale_temp(Path(temp_name().replace(f"-{os.getpid()}-", f"-{child}-")))
+
+
+def test_a_zombie_is_not_alive():
+    child = subprocess.Popen(["sleep", "1000"])
+    assert is_alive(os.getpid()) and is_alive(child.pid)
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert not is_alive(child.pid)
+    child.wait()
+    assert not is_alive(child.pid)
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,20 @@ def test_pie_bench_keeps_the_aspect_ratio_and_its_slip() -> None:
     )
 
 
+def test_pie_bench_resizes_without_antialiasing() -> None:
+    """As torchvision 0.13 does with tensors: a bilinear sample sees four pixels, however much it shrinks."""
+    lines = np.zeros((896, 896, 3), np.uint8)
+    lines[::4] = 255  # sampled between rows 1 and 2 of every four
+    (small,) = pie([lines])
+    assert torch.allclose(small[0], torch.full((224, 224), -0.485 / 0.229))
+
+
+@pytest.mark.parametrize(("height", "width", "expected"), [(512, 512, (224, 224)), (300, 301, (224, 224))])
+def test_pie_bench_sizes_are_torchvisions(height: int, width: int, expected: tuple[int, int]) -> None:
+    assert pie([picture(0, height, width)]).shape[-2:] == expected
+    assert pie([picture(0, 1000, 333)]).shape[-2:] == (480, int(480 * 224 / int(224 * 1000 / 333)))
+
+
 def test_dinov2_is_understood(tmp_path: Path) -> None:
     reader = KeyReader(located(save_dinov2(tmp_path / "dinov2")), CPU)
     assert reader.keys(reader.own([picture(0)])).shape == (1, 1 + 4, SIZE["hidden_size"])

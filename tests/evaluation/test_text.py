@@ -11,6 +11,7 @@ from tiny_backbones import save_clip, save_dino
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from pnp_batch.evaluation.backbones import Backbone, locate
+from pnp_batch.evaluation.closed_forms import EMPTY
 from pnp_batch.evaluation.text import TextImageModel, TextSimilarity
 from pnp_batch.evaluation.values import Pair, Unavailable
 from pnp_batch.media.images import Pixels
@@ -59,6 +60,13 @@ def test_with_a_mask_the_edited_part_is_compared_too(backbone: Backbone) -> None
     black = np.where(mask[..., None], picture(1), 0).astype(np.uint8)
     assert masked["clip_similarity_inside"] == pytest.approx(of_transformers(backbone, black, "x"), abs=1e-6)
     assert masked["clip_similarity"] == pytest.approx(plain["clip_similarity"], abs=1e-6)
+
+
+def test_an_empty_mask_has_no_edited_part(backbone: Backbone) -> None:
+    metric = TextSimilarity(backbone, lambda: TextImageModel(backbone, CPU))
+    empty = np.zeros((48, 40), bool)
+    (row,) = metric([Pair(picture(0), picture(1), "x", "a", empty)])
+    assert row["clip_similarity_inside"] == EMPTY and isinstance(row["clip_similarity"], float)
 
 
 def test_a_prompt_beyond_the_limit_is_cut_and_not_a_crash(backbone: Backbone) -> None:

@@ -164,27 +164,27 @@ class Measures:
 
     def _known(self) -> dict[tuple[str, ...], Callable[[], Metric]]:
         """How to make each metric, by the columns it fills."""
-        spec = self.spec
-        reader = cache(lambda: KeyReader(self._located(spec.dino), self.device))
-        clip = cache(lambda: TextImageModel(self._located(spec.clip), self.device))
-        lpips = cache(lambda: load_lpips(self._located(spec.lpips), self.device))
+        reader = cache(lambda: KeyReader(self._located("dino"), self.device))
+        clip = cache(lambda: TextImageModel(self._located("clip"), self.device))
+        lpips = cache(lambda: load_lpips(self._located("lpips"), self.device))
         return {
             ClosedForms.columns: ClosedForms,
             PixelAlignment.columns: PixelAlignment,
             ReconstructionPsnr.columns: ReconstructionPsnr,
-            Lpips.columns: lambda: Lpips(self._located(spec.lpips), lpips, self.device),
-            ReconstructionLpips.columns: lambda: ReconstructionLpips(self._located(spec.lpips), lpips, self.device),
-            ("structure_distance",): lambda: StructureDistance(self._located(spec.dino), reader, "structure_distance"),
+            Lpips.columns: lambda: Lpips(self._located("lpips"), lpips, self.device),
+            ReconstructionLpips.columns: lambda: ReconstructionLpips(self._located("lpips"), lpips, self.device),
+            ("structure_distance",): lambda: StructureDistance(self._located("dino"), reader, "structure_distance"),
             ("structure_distance_pie",): lambda: StructureDistance(
-                self._located(spec.dino), reader, "structure_distance_pie"
+                self._located("dino"), reader, "structure_distance_pie"
             ),
-            TextSimilarity.columns: lambda: TextSimilarity(self._located(spec.clip), clip),
+            TextSimilarity.columns: lambda: TextSimilarity(self._located("clip"), clip),
         }
 
-    def _located(self, name: str | None) -> Backbone:
+    def _located(self, kind: str) -> Backbone:
+        name = getattr(self.spec, kind)
         if name is None:
             raise Unavailable(NO_LPIPS)
-        return locate(name, self._base, self.context.digests)
+        return locate(kind, name, self._base, self.context.digests)
 
     def _made(self, columns: Iterable[str], make: Callable[[], Metric]) -> Metric | None:
         try:

@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from films import film
 from PIL import Image
 from running import Project
 from safetensors.torch import load_file, save_file
 from tiny_backbones import save_clip, save_dino, save_lpips
+from typer.testing import CliRunner
 
+from pnp_batch.cli import app
 from pnp_batch.evaluation.closed_forms import mse, psnr, ssim
 from pnp_batch.store import ArtifactStore
 
@@ -253,6 +256,30 @@ def test_unknown_words_are_mistakes_in_the_manifest(project: Project) -> None:
     said = project.pnp("evaluate", code=2)
     assert "did you mean 'psnr'" in said
     assert "did you mean 'dino'" in said
+
+
+def test_a_file_that_cannot_be_written_is_said_before_the_work(project: Project) -> None:
+    (project.folder / "file").write_text("")
+    for name, said in ((".", "is a folder; name a file"), ("file/scores.json", "is no folder to write to")):
+        project.write(INPUTS, evaluation={"metrics": ["psnr"]})
+        assert said in " ".join(project.pnp("evaluate", "--json", str(project.folder / name), code=2).split())
+    assert not (project.store / "evaluate").exists()
+
+
+def test_the_reports_commands_work_from_any_folder(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project.folder)
+    outcome = CliRunner().invoke(app, ["report", "manifest.yaml"])
+    assert outcome.exit_code == 0
+    assert f"pnp-batch run {project.manifest} --key" in (project.output / "report.html").read_text()
+
+
+def test_videos_are_left_out_and_it_is_said(project: Project) -> None:
+    film(project.folder / "clip.mp4", seconds=0.2, sound=False)
+    clip = {"video": "clip.mp4", "prompts": ["a red star"]}
+    project.write([clip, *INPUTS], evaluation={"metrics": ["psnr"]})
+    assert "1 video is left out: only pictures are measured" in project.pnp("evaluate")
+    project.write([clip])
+    assert "there is nothing to measure: this manifest has no pictures" in project.pnp("evaluate", code=1)
 
 
 def test_nothing_is_there_yet(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def picture(seed: int, height: int = 40, width: int = 56) -> Pixels:
 
 
 def located(folder: Path) -> Backbone:
-    return locate(str(folder), folder, DigestCache(folder.parent / "digests"))
+    return locate("dino", str(folder), folder, DigestCache(folder.parent / "digests"))
 
 
 def cosines(keys: Tensor) -> np.ndarray:

@@ -27,7 +27,7 @@ def picture(seed: int) -> Pixels:
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     folder = tmp_path_factory.mktemp("clip")
-    return locate(str(save_clip(folder)), folder, DigestCache(folder / "digests"))
+    return locate("clip", str(save_clip(folder)), folder, DigestCache(folder / "digests"))
 
 
 @torch.inference_mode()
@@ -74,6 +74,6 @@ def test_a_prompt_beyond_the_limit_is_cut_and_not_a_crash(backbone: Backbone) ->
 
 
 def test_a_model_without_text_is_refused(tmp_path: Path) -> None:
-    dino = locate("dino", save_dino(tmp_path / "dino").parent, DigestCache(tmp_path / "digests"))
+    dino = locate("clip", "dino", save_dino(tmp_path / "dino").parent, DigestCache(tmp_path / "digests"))
     with pytest.raises(Unavailable, match="ViTModel has no text features"):
         TextImageModel(dino, CPU)

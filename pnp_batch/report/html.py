@@ -42,7 +42,7 @@ REPORT = "report.html"
 MAX_RESULTS = 5_000  # about 100 MB; a browser does not enjoy more
 WELL_DB, FAIRLY_DB = 1.0, 3.0  # below the VAE alone: 26% more squared error, twice the squared error
 SHOWN_ELSEWHERE = (
-    *("source", "prompt", "frame_reconstruction_psnr"),
+    *("source", "prompt", "reconstruction_psnr", "frame_reconstruction_psnr"),
     *("quality", "quality_attempt", "quality_reason", "quality_figures"),
 )
 MAX_TRACEBACK = 20_000  # characters

@@ -325,6 +325,11 @@
     setTimeout(() => (button.textContent = words), 1500);
   });
 
+  // What is scrolled to, and what sticks, stays below the tools, which take two lines in a narrow window.
+  new ResizeObserver(() => {
+    document.documentElement.style.setProperty("--tools", `${tools.offsetHeight}px`);
+  }).observe(tools);
+
   showMetric();
   filter();
   if ($("#sort").value !== "order") sort(); // a browser may keep the choices over a reload

@@ -283,6 +283,16 @@ def test_nothing_sticks_out_at_any_width(gallery: Run, width: int, height: int) 
     assert drive(gallery, script, size) == [0, 0]
 
 
+def test_what_is_scrolled_to_is_not_hidden_by_the_tools(gallery: Run) -> None:
+    """They take two lines in a window of this width."""
+    script = """
+        await wait(200); $("#r5").scrollIntoView(); await wait(200);
+        const [tools, tile] = [$("#tools"), $("#r5")].map((e) => e.getBoundingClientRect());
+        answer = [tools.height > 96, tile.top >= tools.bottom];
+    """
+    assert drive(gallery, script, "--window-size=900,500") == [True, True]
+
+
 def test_two_thousand_results_stay_usable(run: Run) -> None:
     for number in range(1000):
         source = f"photos/{number}.jpg"

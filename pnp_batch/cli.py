@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from pnp_batch.errors import EnvironmentFailure, ManifestError, ModelError, PnpError
+from pnp_batch.errors import EnvironmentFailure, ManifestError, ModelError, PnpError, disk_errors_named
 from pnp_batch.interrupts import interruptible
 
 if TYPE_CHECKING:
@@ -297,9 +298,19 @@ def evaluate(
     from pnp_batch.evaluation.summary import by_method, method_table, pie_table, reasons
     from pnp_batch.store.files import write_atomic
 
+    if json_file is not None:
+        _check_writable(json_file, "--json")
     plan = _plan(_load(manifest), quiet=True)
-    found = _watched(scores(plan, _worker(plan).context), plan)
+    worker = _worker(plan)
+    found = _watched(scores(plan, worker.context), plan)
+    clips = sum(given.video is not None for given in plan.manifest.inputs)
+    if clips:
+        _say(
+            f"{clips} video{'s are' if clips > 1 else ' is'} left out: only pictures are measured (docs/evaluation.md)"
+        )
     if not found:
+        if clips == len(plan.manifest.inputs):
+            raise PnpError("there is nothing to measure: this manifest has no pictures")
         raise PnpError(f"there are no results yet; make them with: pnp-batch run {manifest}")
     for reason in reasons(found):
         _say(reason)
@@ -308,9 +319,10 @@ def evaluate(
         _console(stderr=False, width=None if sys.stdout.isatty() else 250).print(each)
     rows = [score.row() for score in found]
     if json_file is not None:
-        write_atomic(json_file, json.dumps(rows, indent=1, ensure_ascii=False))
+        with disk_errors_named(str(json_file)):
+            write_atomic(json_file, json.dumps(rows, indent=1, ensure_ascii=False))
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_atomic(plan.manifest.output / METRICS_FILE, "".join(lines).encode(errors="backslashreplace"))
+    worker.outputs.write_file(METRICS_FILE, "".join(lines).encode(errors="backslashreplace"))
     _say(f"report with these figures: {_write_report(plan.manifest)}")
     return OK
 
@@ -339,7 +351,8 @@ def inspect(
     what: Annotated[str, typer.Argument(help="features, attention or trajectory.", show_default=False)],
     manifest: ManifestPath,
     inputs: Annotated[
-        list[str] | None, typer.Option("--input", help="Name or number (from 0) of a guidance image; default: all.")
+        list[str] | None,
+        typer.Option("--input", help="Name or number (from 0) of a guidance image; default: the first 50."),
     ] = None,
     layers: Annotated[
         str | None, typer.Option(help="Decoder layers, such as 4,7,11; default: the paper's and the model's own.")
@@ -353,10 +366,12 @@ def inspect(
     if what not in page.ABOUT:
         raise typer.BadParameter(f"'{what}' is not one of {', '.join(page.ABOUT)}", param_hint="WHAT")
     plan = _plan(_load(manifest), quiet=True)
-    chosen = _layers(what, layers, plan)
+    at = _layers(what, layers, plan)
     context = _worker(plan).context
-    found = subjects(plan, context, inputs or ())
-    pictures = sheets.made(what, context.model, found, chosen, timesteps)
+    chosen = subjects(plan, context, inputs or ())
+    if chosen.left_out:
+        _say(f"{chosen.left_out} of the guidance images are not shown; name them with --input")
+    pictures = sheets.made(what, context.model, chosen.found, at, timesteps)
     print(page.write(what, pictures, plan.manifest.output / "inspect"))
     return OK
 
@@ -378,15 +393,24 @@ def _layers(what: str, written: str | None, plan: Plan) -> list[int]:
 @app.command()
 @_verb
 def prefetch(manifest: ManifestPath) -> int:
-    """Fetch the weights of the model, and of the quality gate if there is one, before going offline."""
+    """Fetch weights before going offline: the model's, and those that `quality:` and `evaluation:` measure with."""
+    from pnp_batch.evaluation.backbones import of_evaluation
     from pnp_batch.runner import Silent, Worker
 
     loaded = _load(manifest)
     checkpoint = _checkpoint(loaded)
-    _ = Worker(loaded, checkpoint, Silent()).rule
+    worker = Worker(loaded, checkpoint, Silent())
     size = sum(path.stat().st_size for path in checkpoint.weight_files())
     print(f"{checkpoint.name} is here: {checkpoint.weights} ({size / 1e6:.0f} MB)")
-    return OK
+    _ = worker.rule
+    code = OK
+    for kind, found in of_evaluation(loaded, worker.digests):
+        if isinstance(found, str):
+            _say(f"evaluation.{kind}: {found}")
+            code = SOME_FAILED
+        else:
+            print(f"{found.name} is here: {found.path}")
+    return code
 
 
 @app.command()
@@ -594,6 +618,15 @@ def _check_new(folder: Path) -> None:
         raise typer.BadParameter(f"{folder} is there and not empty; name another folder", param_hint="OUTPUT")
 
 
+def _check_writable(file: Path, option: str) -> None:
+    """Says before the work, not after it, that a file cannot be written."""
+    folder = _existing_parent(file.absolute().parent)
+    if file.is_dir():
+        raise typer.BadParameter(f"{file} is a folder; name a file", param_hint=option)
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise typer.BadParameter(f"{file} cannot be written: {folder} is no folder to write to", param_hint=option)
+
+
 def _keys(manifest: Manifest, keys_in_use: Callable[..., Any]) -> Any:
     plan = _plan(manifest, quiet=True)
     return keys_in_use(plan, _worker(plan))
@@ -699,7 +732,10 @@ def _write_report(manifest: Manifest) -> Path:
     from pnp_batch.store import ArtifactStore
 
     failures = list(FailureList(manifest).rows.values())
-    return write_report(str(manifest.path), Outputs(manifest.output), ArtifactStore(manifest.store), failures)
+    # Absolute: the page's commands are pasted wherever a person happens to be.
+    return write_report(
+        str(manifest.path.absolute()), Outputs(manifest.output), ArtifactStore(manifest.store), failures
+    )
 
 
 def _watched(items: Iterable[Any], plan: Plan) -> list[Any]:

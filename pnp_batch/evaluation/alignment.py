@@ -116,6 +116,7 @@ class PixelAlignment:
     version = VERSIONS["alignment"]
     columns: tuple[str, ...] = ("shift", "shift_x", "shift_y", "scale")
     identity: Mapping[str, Any] = {}
+    uses_mask = False
 
     def __call__(self, pairs: Sequence[Pair]) -> list[Values]:
         """See `Metric`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,10 +11,18 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from pnp_batch.evaluation.columns import BACKBONES
 from pnp_batch.evaluation.values import Unavailable
+from pnp_batch.manifest import Manifest
 from pnp_batch.store import DigestCache, key_of
 
 PATTERNS = ["*.json", "*.txt", "*.safetensors"]
+# What a download of each kind has besides its weights, once it is complete.
+BESIDES: Mapping[str, Sequence[str]] = {
+    "dino": ("config.json", "preprocessor_config.json"),
+    "clip": ("config.json", "preprocessor_config.json", "tokenizer_config.json"),
+    "lpips": (),
+}
 
 
 @dataclass(frozen=True)
@@ -31,10 +40,11 @@ class Backbone:
     fingerprint: str
 
 
-def locate(name: str, base: Path, digests: DigestCache) -> Backbone:
+def locate(kind: str, name: str, base: Path, digests: DigestCache) -> Backbone:
     """Finds weights by what the manifest calls them.
 
     Args:
+        kind: `dino`, `clip` or `lpips`.
         name: A folder or a `.safetensors` file (relative to `base`), or a hub id.
         base: The manifest's folder.
         digests: Cache of file digests.
@@ -44,7 +54,7 @@ def locate(name: str, base: Path, digests: DigestCache) -> Backbone:
     """
     path = base / Path(name).expanduser()
     if not path.exists():
-        path = _from_hub(name, path)
+        path = _from_hub(kind, name, path)
     files = (
         [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix in (".json", ".txt", ".safetensors"))
     )
@@ -58,21 +68,38 @@ def locate(name: str, base: Path, digests: DigestCache) -> Backbone:
     )
 
 
-def _from_hub(name: str, path: Path) -> Path:
+def _from_hub(kind: str, name: str, path: Path) -> Path:
     try:
         cached = Path(snapshot_download(name, allow_patterns=PATTERNS, local_files_only=True))
-        if any(cached.glob("*.safetensors")):
+        if any(cached.glob("*.safetensors")) and all((cached / file).exists() for file in BESIDES[kind]):
             return cached
     except HFValidationError:
         raise Unavailable(f"there is no {path}, and '{name}' is no hub id (owner/name)") from None
     except (LocalEntryNotFoundError, OSError):
-        pass  # not cached: the network is asked next
+        pass  # not cached: the network is asked next, as where a part is missing
     try:
         return Path(snapshot_download(name, allow_patterns=PATTERNS))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise Unavailable(
             f"cannot get the weights '{name}': {str(error).splitlines()[0]}. Run once with network, or name a folder"
         ) from error
+
+
+def of_evaluation(manifest: Manifest, digests: DigestCache) -> Iterator[tuple[str, Backbone | str]]:
+    """The weights that the metrics of a manifest's `evaluation` need, by kind; in words why some cannot be had.
+
+    A manifest that does not speak of evaluation needs none, although `pnp-batch evaluate` has defaults.
+    """
+    spec = manifest.evaluation
+    metrics = spec.metrics if "evaluation" in manifest.model_fields_set else ()
+    for kind in dict.fromkeys(BACKBONES[metric] for metric in metrics if metric in BACKBONES):
+        name = getattr(spec, kind)
+        if name is None:
+            continue
+        try:
+            yield kind, locate(kind, name, manifest.base, digests)
+        except Unavailable as error:
+            yield kind, str(error)
 
 
 def _sha256(path: Path) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from pnp_batch.errors import ManifestError, Problem
+from pnp_batch.evaluation.columns import COLUMNS
 from pnp_batch.evaluation.masks import PIE_FOLDER, read_mapping
 from pnp_batch.evaluation.values import Unavailable
 from pnp_batch.media.images import SUFFIXES
@@ -90,7 +91,8 @@ def pie_bench(path: Path) -> dict[str, Any]:
         inputs.append(
             {"images": [entry["image_path"]], "root": str(root), "inversion_prompt": original, "prompts": [target]}
         )
-    return {"inputs": inputs, "evaluation": {"masks": str(file.absolute())}}
+    # All metrics: PIE-Bench's own structure distance is computed only where it is asked for, and its table shows that one.
+    return {"inputs": inputs, "evaluation": {"metrics": list(COLUMNS), "masks": str(file.absolute())}}
 
 
 BENCHMARKS: Mapping[str, Callable[[Path], dict[str, Any]]] = {
@@ -171,25 +173,33 @@ def _ti2i_input(file: Path, key: str, entry: Any, pictures: Sequence[Path]) -> I
     prompts = [str(prompt) for prompt in entry["target_prompts"]]
     if entry.get("init_img"):
         given = {"inversion_prompt": entry["source_prompt"]} if entry.get("source_prompt") else {}
-        picture = _found(str(entry["init_img"]), pictures)
-        if picture is None:
-            raise _wrong(file, f"{key}.init_img", f"there is no {entry['init_img']} below {file.parent.absolute()}")
-        return {"image": str(picture.absolute()), **given, "prompts": prompts}
+        best = _found(str(entry["init_img"]), pictures)
+        if len(best) != 1:
+            where = f"below {file.parent.absolute()}"
+            several = f"{entry['init_img']} may be any of these {where}: {', '.join(map(str, best))}"
+            nothing = f"there is no {entry['init_img']} {where} (folder and file name have to agree)"
+            raise _wrong(file, f"{key}.init_img", several if best else nothing)
+        return {"image": str(best[0].absolute()), **given, "prompts": prompts}
     if not entry.get("source_prompt") or "seed" not in entry:
         raise _wrong(file, key, "it names neither a picture (`init_img`) nor how to make one (`source_prompt`, `seed`)")
     return {"generate": {ours: entry[key] for key, ours in GENERATE_KEYS.items() if key in entry}, "prompts": prompts}
 
 
-def _found(written: str, pictures: Iterable[Path]) -> Path | None:
-    """The picture whose path ends most like the one written: the authors' paths start at a folder of theirs, in another case."""
+def _found(written: str, pictures: Iterable[Path]) -> list[Path]:
+    """The pictures whose paths end most like the one written: the authors' paths start at a folder of theirs, in another case.
+
+    The file name alone is not enough where a folder is written: many classes have a `sketch_20.jpg`.
+    """
     wanted = [part.lower() for part in Path(written).parts if part not in ("/", ".", "..")]
+    least = min(len(wanted), 2)
 
-    def agreement(picture: Path) -> int:
-        parts = [part.lower() for part in picture.parts]
-        return next((n for n in range(len(wanted), 0, -1) if parts[-n:] == wanted[-n:]), 0)
+    def agreement(picture: Path) -> tuple[int, int]:
+        parts = [part.lower() for part in picture.absolute().parts]
+        alike = next((n for n in range(len(wanted), 0, -1) if parts[-n:] == wanted[-n:]), 0)
+        return alike, -len(parts)  # of equal ends the one that has less before it
 
-    best = max(pictures, key=agreement, default=None)
-    return best if best is not None and agreement(best) else None
+    near = [picture for picture in pictures if agreement(picture)[0] >= least]
+    return [picture for picture in near if agreement(picture) == max(map(agreement, near))]
 
 
 def _pictures(folder: Path) -> Iterator[Path]:

@@ -24,6 +24,7 @@ C1, C2 = 0.01**2, 0.03**2
 EQUAL = "the pictures are equal there, so the PSNR is infinite"
 SMALL = f"the picture is smaller than the {WINDOW}x{WINDOW} window"
 EMPTY = "the mask leaves nothing there"
+NONE: Mapping[str, Value] = dict.fromkeys(("psnr", "mse", "ssim"), EMPTY)
 
 
 def mse(a: Pixels, b: Pixels, region: Mask | None = None) -> float:
@@ -98,6 +99,7 @@ class ClosedForms:
     version = VERSIONS["closed-forms"]
     columns: tuple[str, ...] = ("psnr", "mse", "ssim")
     identity: Mapping[str, Any] = {}
+    uses_mask = True
 
     def __call__(self, pairs: Sequence[Pair]) -> list[Values]:
         """See `Metric`."""
@@ -108,14 +110,38 @@ class ClosedForms:
         if pair.mask is None:
             return values
         outside = ~pair.mask
-        for where, region in (("outside", outside), ("inside", pair.mask)):
-            values |= {f"{name}_{where}": value for name, value in _three(pair.source, pair.result, region).items()}
-        black = _three(blackened(pair.source, outside), blackened(pair.result, outside))
-        return values | {f"{name}_pie": value for name, value in black.items()}
+        parts = {
+            "outside": _three(pair.source, pair.result, outside),
+            "inside": _three(pair.source, pair.result, pair.mask),
+            "pie": _as_pie(pair.source, pair.result, outside),
+        }
+        return {**values, **{f"{name}_{where}": value for where, own in parts.items() for name, value in own.items()}}
 
 
-def _three(a: Pixels, b: Pixels, region: Mask | None = None) -> dict[str, Value]:
+class ReconstructionPsnr:
+    """PSNR of the guidance image and what sampling its inversion back gives."""
+
+    name = "reconstruction-psnr"
+    version = VERSIONS["reconstruction_psnr"]
+    columns: tuple[str, ...] = ("reconstruction_psnr",)
+    identity: Mapping[str, Any] = {}
+    uses_mask = False
+
+    def __call__(self, pairs: Sequence[Pair]) -> list[Values]:
+        """See `Metric`."""
+        return [{"reconstruction_psnr": self._of(pair.source, pair.reconstruction)} for pair in pairs]
+
+    def _of(self, source: Pixels, reconstruction: Pixels | str) -> Value:
+        return reconstruction if isinstance(reconstruction, str) else psnr(mse(source, reconstruction))
+
+
+def _as_pie(a: Pixels, b: Pixels, outside: Mask) -> Mapping[str, Value]:
+    """As PIE-Bench's code: black where it is edited. Wholly black pictures would be equal, and get "nan" there."""
+    return _three(blackened(a, outside), blackened(b, outside)) if outside.any() else NONE
+
+
+def _three(a: Pixels, b: Pixels, region: Mask | None = None) -> Mapping[str, Value]:
     if region is not None and not region.any():
-        return dict.fromkeys(("psnr", "mse", "ssim"), EMPTY)
+        return NONE
     error = mse(a, b, region)
     return {"psnr": psnr(error), "mse": error, "ssim": ssim(a, b, region)}

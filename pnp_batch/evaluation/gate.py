@@ -116,7 +116,7 @@ class Gate:
         there = [trial for trial in trials if trial.current is not None and trial.unit.error is None]
         for i in range(0, len(there), BATCH):
             part = there[i : i + BATCH]
-            findings = [Finding(*_found(trial.current), self.measures.masks) for trial in part]
+            findings = [Finding(*_found(trial.current), masks=None) for trial in part]  # no threshold asks for a mask
             rows = self.measures.of(findings)
             self._refuse_unavailable()
             for trial, finding, values in zip(part, findings, rows, strict=True):

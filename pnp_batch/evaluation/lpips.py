@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pnp_batch.evaluation.backbones import Backbone
-from pnp_batch.evaluation.closed_forms import blackened
+from pnp_batch.evaluation.closed_forms import EMPTY, blackened
 from pnp_batch.evaluation.columns import VERSIONS
 from pnp_batch.evaluation.tensors import as_batch, by_shape
-from pnp_batch.evaluation.values import NOT_INVERTED, Pair, Unavailable, Values
+from pnp_batch.evaluation.values import Pair, Unavailable, Value, Values
 from pnp_batch.media.images import Pixels
 
 # The authors' scaling layer, for pictures in [-1, 1]; and the guard of the feature normalisation.
@@ -165,6 +165,7 @@ class Lpips:
     name = "lpips"
     version = VERSIONS["lpips"]
     columns: tuple[str, ...] = ("lpips",)
+    uses_mask = True
 
     def __init__(self, backbone: Backbone, model: Callable[[], LpipsModel], device: torch.device) -> None:
         self.identity: Mapping[str, Any] = {"backbone": backbone.fingerprint}
@@ -177,13 +178,16 @@ class Lpips:
     def _distances(self, pairs: Sequence[Pair]) -> list[Values]:
         if min(pairs[0].source.shape[:2]) < SMALLEST:
             return [{"lpips": TOO_SMALL} for _ in pairs]
-        rows: list[dict[str, float | str]] = [
+        rows: list[dict[str, Value]] = [
             {"lpips": value} for value in self._of([(pair.source, pair.result) for pair in pairs])
         ]
-        masked = {i: ~pair.mask for i, pair in enumerate(pairs) if pair.mask is not None}
-        if masked:
-            black = [(blackened(pairs[i].source, m), blackened(pairs[i].result, m)) for i, m in masked.items()]
-            for i, value in zip(masked, self._of(black), strict=True):
+        outside = {i: ~pair.mask for i, pair in enumerate(pairs) if pair.mask is not None}
+        for i in outside:
+            rows[i]["lpips_pie"] = EMPTY
+        some = {i: region for i, region in outside.items() if region.any()}
+        if some:
+            black = [(blackened(pairs[i].source, r), blackened(pairs[i].result, r)) for i, r in some.items()]
+            for i, value in zip(some, self._of(black), strict=True):
                 rows[i]["lpips_pie"] = value
         return list(rows)
 
@@ -197,6 +201,7 @@ class ReconstructionLpips:
     name = "reconstruction-lpips"
     version = VERSIONS["reconstruction_lpips"]
     columns: tuple[str, ...] = ("reconstruction_lpips",)
+    uses_mask = False
 
     def __init__(self, backbone: Backbone, model: Callable[[], LpipsModel], device: torch.device) -> None:
         self.identity: Mapping[str, Any] = {"backbone": backbone.fingerprint}
@@ -209,8 +214,13 @@ class ReconstructionLpips:
     def _distances(self, pairs: Sequence[Pair]) -> list[Values]:
         if min(pairs[0].source.shape[:2]) < SMALLEST:
             return [{"reconstruction_lpips": TOO_SMALL} for _ in pairs]
-        known = {p.source_key: (p.source, p.reconstruction) for p in pairs if p.reconstruction is not None}
-        values: dict[str, float | str] = dict.fromkeys((pair.source_key for pair in pairs), NOT_INVERTED)
+        values: dict[str, Value] = {}
+        known: dict[str, tuple[Pixels, Pixels]] = {}
+        for pair in pairs:
+            if isinstance(pair.reconstruction, str):
+                values[pair.source_key] = pair.reconstruction
+            else:
+                known[pair.source_key] = pair.source, pair.reconstruction
         if known:
             values |= zip(known, _between(self._model(), list(known.values()), self._device), strict=True)
         return [{"reconstruction_lpips": values[pair.source_key]} for pair in pairs]

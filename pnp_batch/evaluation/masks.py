@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +25,24 @@ class Masks:
     Args:
         path: A folder that mirrors the results' tree (`<tree>/<stem>.png`, white where the edit is wanted), or PIE-Bench's
             `mapping_file.json`, beside which its `annotation_images` lie.
+
+    Raises:
+        Unavailable: There is no such folder, or the file is not PIE-Bench's.
     """
 
     def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise Unavailable(f"no such folder or mapping file: {path}")
         self.path = path
+        self._pie = _runs(path) if path.is_file() else None
 
     def of(self, source: Source, size: tuple[int, int]) -> Mask | None:
         """The mask of a guidance image at the run's width and height; None where there is none.
 
         Raises:
-            Unavailable: What the manifest names cannot be read.
+            Unavailable: It cannot be read.
         """
-        if self.path.is_file():
+        if self._pie is not None:
             name = _within(source.path, self.path.parent / PIE_FOLDER)
             return _resized(decode_pie(self._pie[name]), size) if name in self._pie else None
         file = self.path / source.stem.with_name(f"{source.stem.name}.png")
@@ -46,9 +51,9 @@ class Masks:
         except ItemError as error:
             raise Unavailable(str(error)) from error
 
-    @cached_property
-    def _pie(self) -> dict[str, Sequence[int]]:
-        return {entry["image_path"]: entry["mask"] for entry in read_mapping(self.path).values()}
+
+def _runs(path: Path) -> dict[str, Sequence[int]]:
+    return {entry["image_path"]: entry["mask"] for entry in read_mapping(path).values()}
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -62,6 +67,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
         for entry in entries.values():
             if not isinstance(entry["image_path"], str) or len(entry["mask"]) % 2:
                 raise ValueError("an entry without image_path or with half a (start, length) pair in its mask")
+            if not all(isinstance(number, int) for number in entry["mask"]):
+                raise ValueError("a mask of (start, length) pairs that are no numbers")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Unavailable(f"{path} is not PIE-Bench's mapping_file.json: {type(error).__name__} {error}") from error
     return dict(entries)

@@ -8,30 +8,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from pathlib import Path
 
 from pnp_batch.diffusion.model import pick_device
-from pnp_batch.errors import ItemError, ManifestError
+from pnp_batch.errors import ItemError
 from pnp_batch.evaluation.alignment import PixelAlignment
 from pnp_batch.evaluation.backbones import Backbone, locate
-from pnp_batch.evaluation.closed_forms import ClosedForms
+from pnp_batch.evaluation.closed_forms import ClosedForms, ReconstructionPsnr
 from pnp_batch.evaluation.kept import STAGE
 from pnp_batch.evaluation.lpips import Lpips, ReconstructionLpips, load_lpips
 from pnp_batch.evaluation.masks import Masks
 from pnp_batch.evaluation.structure import KeyReader, StructureDistance
 from pnp_batch.evaluation.text import TextImageModel, TextSimilarity
-from pnp_batch.evaluation.values import NOT_INVERTED, Mask, Metric, Pair, Unavailable, Value, Values
+from pnp_batch.evaluation.values import (
+    INVERSION_GONE,
+    NOT_INVERTED,
+    NOT_SAMPLED_BACK,
+    Mask,
+    Metric,
+    Pair,
+    Unavailable,
+    Value,
+    Values,
+)
 from pnp_batch.manifest import Manifest
 from pnp_batch.stages.batches import incomplete
-from pnp_batch.stages.work import Context, Unit
+from pnp_batch.stages.work import Context, Item, Unit
 from pnp_batch.store import Artifact, key_of
 from pnp_batch.store.artifacts import CorruptArtifact
 from pnp_batch.store.keys import sha256
 
 BATCH = 16  # results measured at once
 
+NO_MASK = "evaluation.masks holds none for the source"
 NO_LPIPS = "no weights are named: write `evaluation: {lpips: FILE}`; docs/evaluation.md says how to make the file"
 
 
@@ -52,7 +62,7 @@ class Finding:
     Attributes:
         unit: The result.
         artifact: Where its picture is.
-        masks: The edit masks of the manifest, if it names any.
+        masks: Where edit masks lie; None where they do not matter.
         error: Why something of it could not be measured now, though another time it may.
     """
 
@@ -61,11 +71,25 @@ class Finding:
     masks: Masks | None
     error: BaseException | None = None
 
-    @cached_property
+    @property
     def mask(self) -> Mask | None:
-        """The edit mask of its source."""
-        job = self.unit.item.job
-        return self.masks.of(job.source, job.size) if self.masks and job.size else None
+        """The edit mask of its source, if there is one."""
+        return None if isinstance(self.mask_or_reason, str) else self.mask_or_reason
+
+    @cached_property
+    def mask_or_reason(self) -> Mask | str:
+        """The edit mask of its source, or in words why there is none."""
+        try:
+            mask = self.masks.of(self.unit.item.job.source, self.size) if self.masks else None
+        except Unavailable as error:
+            return str(error)
+        return NO_MASK if mask is None else mask
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Its own width and height, which a retry of the quality gate may have changed."""
+        settings = self.artifact.meta["settings"]
+        return settings["width"], settings["height"]
 
     @cached_property
     def pair(self) -> Pair:
@@ -75,27 +99,35 @@ class Finding:
             CorruptArtifact: They are gone; the next run makes them again.
             ItemError: The guidance image is gone.
         """
-        store = self.unit.item.context.store
-        source_key = str(self.artifact.meta.get("trajectory", self.unit.item.key))
+        item = self.unit.item
+        store = item.context.store
+        source_key = str(self.artifact.meta.get("trajectory", item.key))
         trajectory = store.find("invert", source_key)
-        preview = store.load(trajectory, "preview") if trajectory else {"source": self.unit.item.pixels}
-        was_inverted = (
-            trajectory is not None and trajectory.meta.get("errors", {}).get("reconstruction_psnr") is not None
-        )
+        preview = store.load(trajectory, "preview") if trajectory else None
+        missing = _why_not_reconstructed(trajectory)
         return Pair(
-            source=preview["source"],
+            source=preview["source"] if preview else Item(replace(item.job, size=self.size), item.context).pixels,
             result=store.load(self.artifact, "result")["image"],
             prompt=self.unit.translation.prompt,
             source_key=source_key,
             mask=self.mask,
-            reconstruction=preview.get("reconstruction") if was_inverted else None,
+            reconstruction=preview["reconstruction"] if preview and not missing else missing,
         )
 
     def key(self, metric: Metric) -> str:
         """Where the metric's numbers of it are kept."""
-        mask = None if self.mask is None else sha256(self.mask.tobytes())
+        mask = None if self.mask is None or not metric.uses_mask else sha256(self.mask.tobytes())
         content = {"stage": STAGE, "metric": metric.name, "version": metric.version, "result": self.artifact.key}
         return key_of(content | {"mask": mask} | dict(metric.identity))
+
+
+def _why_not_reconstructed(trajectory: Artifact | None) -> str:
+    """Empty where it is."""
+    if trajectory is None:
+        return INVERSION_GONE
+    if trajectory.meta["errors"].get("reconstruction_psnr") is not None:
+        return ""
+    return NOT_SAMPLED_BACK if "inverted_by" in trajectory.meta["errors"] else NOT_INVERTED
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,17 +144,15 @@ class Measures:
     Attributes:
         metrics: Those that can be computed.
         unavailable: Why columns cannot be filled at all, by column.
-        masks: The edit masks of the manifest, if it names any.
 
     Args:
-        manifest: Says where the backbones and the masks lie.
+        manifest: Says where the backbones lie.
         context: Of the worker.
         columns: What is wanted.
     """
 
     def __init__(self, manifest: Manifest, context: Context, columns: Iterable[str]) -> None:
         self.spec, self.context, self._base = manifest.evaluation, context, manifest.base
-        self.masks = _masks(manifest)
         self.wanted = frozenset(columns)
         self.unavailable: dict[str, str] = {}
         self.device = pick_device(manifest.run.device)
@@ -134,26 +164,27 @@ class Measures:
 
     def _known(self) -> dict[tuple[str, ...], Callable[[], Metric]]:
         """How to make each metric, by the columns it fills."""
-        spec = self.spec
-        reader = cache(lambda: KeyReader(self._located(spec.dino), self.device))
-        clip = cache(lambda: TextImageModel(self._located(spec.clip), self.device))
-        lpips = cache(lambda: load_lpips(self._located(spec.lpips), self.device))
+        reader = cache(lambda: KeyReader(self._located("dino"), self.device))
+        clip = cache(lambda: TextImageModel(self._located("clip"), self.device))
+        lpips = cache(lambda: load_lpips(self._located("lpips"), self.device))
         return {
             ClosedForms.columns: ClosedForms,
             PixelAlignment.columns: PixelAlignment,
-            Lpips.columns: lambda: Lpips(self._located(spec.lpips), lpips, self.device),
-            ReconstructionLpips.columns: lambda: ReconstructionLpips(self._located(spec.lpips), lpips, self.device),
-            ("structure_distance",): lambda: StructureDistance(self._located(spec.dino), reader, "structure_distance"),
+            ReconstructionPsnr.columns: ReconstructionPsnr,
+            Lpips.columns: lambda: Lpips(self._located("lpips"), lpips, self.device),
+            ReconstructionLpips.columns: lambda: ReconstructionLpips(self._located("lpips"), lpips, self.device),
+            ("structure_distance",): lambda: StructureDistance(self._located("dino"), reader, "structure_distance"),
             ("structure_distance_pie",): lambda: StructureDistance(
-                self._located(spec.dino), reader, "structure_distance_pie"
+                self._located("dino"), reader, "structure_distance_pie"
             ),
-            TextSimilarity.columns: lambda: TextSimilarity(self._located(spec.clip), clip),
+            TextSimilarity.columns: lambda: TextSimilarity(self._located("clip"), clip),
         }
 
-    def _located(self, name: str | None) -> Backbone:
+    def _located(self, kind: str) -> Backbone:
+        name = getattr(self.spec, kind)
         if name is None:
             raise Unavailable(NO_LPIPS)
-        return locate(name, self._base, self.context.digests)
+        return locate(kind, name, self._base, self.context.digests)
 
     def _made(self, columns: Iterable[str], make: Callable[[], Metric]) -> Metric | None:
         try:
@@ -168,11 +199,7 @@ class Measures:
         for metric in tuple(self.metrics):  # one whose weights turn out unusable leaves the list
             for own, found in zip(values, self._values(metric, findings), strict=True):
                 own |= found
-        for own, finding in zip(values, findings, strict=True):
-            own |= self.unavailable
-            psnr = finding.artifact.meta.get("errors", {}).get("reconstruction_psnr")
-            own["reconstruction_psnr"] = NOT_INVERTED if psnr is None else float(psnr)
-        return values
+        return [{**own, **self.unavailable} for own in values]
 
     def _values(self, metric: Metric, findings: Sequence[Finding]) -> list[Values]:
         """One metric of some results: read where it was computed before."""
@@ -206,6 +233,8 @@ class Measures:
             values[key] = dict.fromkeys(metric.columns, f"failed: {failure}")
         batch_meta = {"batch": list(findings), "failed": [key for key in findings if key not in computed]}
         for key, row in computed.items():
+            if INVERSION_GONE in row.values():
+                continue  # the next run makes it again
             meta = {"metric": metric.name, "result": findings[key].artifact.key, "values": _packed(row)}
             self.context.store.publish(STAGE, key, {}, meta | batch_meta)
         return values | computed
@@ -226,16 +255,6 @@ def _attempt(metric: Metric, pairs: Mapping[str, Pair]) -> tuple[dict[str, Value
         done, lost = _attempt(metric, {key: pair})
         computed, failed = computed | done, failed | lost
     return computed, failed
-
-
-def _masks(manifest: Manifest) -> Masks | None:
-    if manifest.evaluation.masks is None:
-        return None
-    path = manifest.base / Path(manifest.evaluation.masks).expanduser()
-    if not path.exists():
-        problem = manifest.problem(("evaluation", "masks"), f"no such folder or mapping file: {path}")
-        raise ManifestError([problem])
-    return Masks(path)
 
 
 def _packed(values: Values) -> dict[str, Value | None]:

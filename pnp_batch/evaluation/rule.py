@@ -29,6 +29,6 @@ def rule_of(manifest: Manifest, digests: DigestCache) -> Rule | None:
 
 def _fingerprint(manifest: Manifest, digests: DigestCache, kind: str, threshold: str) -> str:
     try:
-        return locate(getattr(manifest.evaluation, kind), manifest.base, digests).fingerprint
+        return locate(kind, getattr(manifest.evaluation, kind), manifest.base, digests).fingerprint
     except Unavailable as error:
         raise EnvironmentFailure(f"quality.{threshold} needs the weights of evaluation.{kind}: {error}") from error

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from pnp_batch.errors import ItemError
+from pnp_batch.errors import ItemError, ManifestError
 from pnp_batch.evaluation.columns import COLUMNS, MASKED
 from pnp_batch.evaluation.masks import Masks
 from pnp_batch.evaluation.measures import BATCH, Finding, Measures, is_nan, is_number
-from pnp_batch.evaluation.values import Value, Values
+from pnp_batch.evaluation.values import Unavailable, Value, Values
 from pnp_batch.manifest import Manifest
 from pnp_batch.plan import Plan
 from pnp_batch.stages.work import Context, Item
-
-NO_MASK = "evaluation.masks holds none for the source"
 
 
 @dataclass(frozen=True)
@@ -26,8 +25,8 @@ class Score:
         file_name: Of its picture, relative to the output folder.
         source: The guidance image, as in the manifest.
         prompt: The target prompt.
-        method: Of translation.
-        values: By column; only the columns that were asked for and that apply.
+        method: Of translation; with a quality gate that of the attempt that stands.
+        values: By column that was asked for: the number, or in words why there is none.
         key: Of the result.
         hardware: What it was computed on.
         seconds: What it took, its share of its batch.
@@ -58,9 +57,10 @@ def scores(plan: Plan, context: Context) -> Iterator[Score]:
         plan: The plan of the run.
         context: Of the worker that made it: the keys depend on its dtype.
     """
-    scorer = _Scorer(plan.manifest, context)
+    masks = _masks(plan.manifest)
+    scorer = _Scorer(plan.manifest, context, with_masks=masks is not None)
     chunk: list[Finding] = []
-    for finding in _findings(plan, context, scorer.measures.masks):
+    for finding in _findings(plan, context, masks):
         chunk.append(finding)
         if len(chunk) == BATCH:
             yield from scorer.score(chunk)
@@ -80,13 +80,23 @@ def _findings(plan: Plan, context: Context, masks: Masks | None) -> Iterator[Fin
         yield from (Finding(unit, artifact, masks) for unit, artifact in artifacts if artifact)
 
 
+def _masks(manifest: Manifest) -> Masks | None:
+    if manifest.evaluation.masks is None:
+        return None
+    try:
+        return Masks(manifest.base / Path(manifest.evaluation.masks).expanduser())
+    except Unavailable as error:
+        raise ManifestError([manifest.problem(("evaluation", "masks"), str(error))]) from error
+
+
 class _Scorer:
     """Rows of the columns that a manifest asks for."""
 
-    def __init__(self, manifest: Manifest, context: Context) -> None:
+    def __init__(self, manifest: Manifest, context: Context, with_masks: bool) -> None:
         names = manifest.evaluation.metrics
-        self.masked = [column for name in names for column in MASKED.get(name, ())]
-        self.wanted = [column for name in names for column in COLUMNS[name]] + self.masked
+        # The columns within and outside a mask, with the one over the whole picture that they belong to.
+        self.masked = {column: name for name in names for column in MASKED.get(name, ()) if with_masks}
+        self.wanted = [*(column for name in names for column in COLUMNS[name]), *self.masked]
         self.context = context
         self.measures = Measures(manifest, context, self.wanted)
 
@@ -97,16 +107,17 @@ class _Scorer:
 
     def _score(self, finding: Finding, values: dict[str, Value]) -> Score:
         meta, unit = finding.artifact.meta, finding.unit
-        if self.measures.masks and finding.mask is None:
-            values |= dict.fromkeys(self.masked, NO_MASK)
+        for column, whole in self.masked.items():  # what costs the whole picture its number costs its parts theirs
+            why = finding.mask_or_reason if isinstance(finding.mask_or_reason, str) else values[whole]
+            values.setdefault(column, why)
         return Score(
             file_name=self.context.outputs.name(
                 unit.item.job.source.stem, unit.translation.prompt, finding.artifact.key
             ),
             source=unit.item.job.source.name,
             prompt=unit.translation.prompt,
-            method=unit.translation.settings.method,
-            values={column: values[column] for column in self.wanted if column in values},
+            method=meta["settings"]["method"],
+            values={column: values[column] for column in self.wanted},
             key=finding.artifact.key,
             hardware=str(meta.get("hardware", meta["device"])),
             seconds=float(meta["seconds"]),

@@ -78,17 +78,24 @@ class KeyReader:
 
 
 def pie(pictures: Sequence[Pixels]) -> Tensor:
-    """Pictures of one shape as PIE-Bench's code prepares them: torchvision's `Resize(224, max_size=480)`, values up to 255."""
+    """Pictures of one shape as PIE-Bench's code prepares them: torchvision's `Resize(224, max_size=480)`, values up to 255.
+
+    Of tensors, and in the torchvision of its time (0.13): without antialiasing.
+    """
     inputs = as_batch(pictures) * 255
     height, width = inputs.shape[-2:]
-    scale = min(PIE_SIDE / min(height, width), PIE_MAX / max(height, width))
-    size = max(int(height * scale + 1e-9), 1), max(int(width * scale + 1e-9), 1)
-    small = nn.functional.interpolate(inputs, size, mode="bilinear", antialias=True)
+    short, long = PIE_SIDE, int(PIE_SIDE * max(height, width) / min(height, width))
+    if long > PIE_MAX:
+        short, long = int(PIE_MAX * short / long), PIE_MAX
+    size = (short, long) if height <= width else (long, short)
+    small = nn.functional.interpolate(inputs, size, mode="bilinear", antialias=False)
     return (small - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
 
 
 class StructureDistance:
     """Both structure distances are this class, with another `prepare`."""
+
+    uses_mask = False
 
     def __init__(self, backbone: Backbone, reader: Callable[[], KeyReader], column: str) -> None:
         self.name = column.replace("_", "-")

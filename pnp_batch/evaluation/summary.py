@@ -128,24 +128,41 @@ def method_table(method: str, scores: Sequence[Score]) -> Table:
 
 
 def pie_table(scores: Sequence[Score]) -> Table:
-    """One row per method in the layout of PIE-Bench's tables (Ju et al. 2023), as Markdown: mean ± half of the 95% interval."""
-    table = Table(box=box.MARKDOWN)
+    """One row per method in the layout of PIE-Bench's tables (Ju et al. 2023), as Markdown: mean ± half of the 95% interval.
+
+    A cell says its own n where that is not the row's, and is marked where it is not of PIE-Bench's own column.
+    """
+    table = Table(box=box.MARKDOWN, caption_justify="left")
     heads = ["Method", *(head for head, _, _ in PIE_COLUMNS), "n", "NaN", "hardware", "s/result"]
     for head in heads:
         table.add_column(head, no_wrap=True)
+    marked: dict[str, str] = {}
     for method, own in by_method(scores).items():
         columns = columns_of(own)
-        found = [summarised(_first(columns, names), factor) for _, names, factor in PIE_COLUMNS]
+        chosen = [_first(columns, names) for _, names, _ in PIE_COLUMNS]
+        found = [
+            summarised(columns.get(name, ()), factor) for name, (_, _, factor) in zip(chosen, PIE_COLUMNS, strict=True)
+        ]
+        others = {name: names[0] for name, (_, names, _) in zip(chosen, PIE_COLUMNS, strict=True) if name != names[0]}
+        marked |= others
+        cells = [_cell(each, len(own), name in others) for each, name in zip(found, chosen, strict=True)]
         seconds = math.fsum(score.seconds for score in own) / len(own)
         nan = sum(summary.nan for summary in found)
-        table.add_row(method, *map(str, found), str(len(own)), str(nan), _hardware(own), f"{seconds:.3g}")
+        table.add_row(method, *cells, str(len(own)), str(nan), _hardware(own), f"{seconds:.3g}")
+    if marked:
+        table.caption = "† not PIE-Bench's: " + ", ".join(f"{own} in place of {its}" for own, its in marked.items())
     return table
+
+
+def _cell(found: Summary, results: int, is_other: bool) -> str:
+    own_n = f" (n={found.n})" if 0 < found.n < results else ""
+    return f"{found}{'†' if is_other else ''}{own_n}"
 
 
 def _hardware(scores: Iterable[Score]) -> str:
     return ", ".join(sorted({score.hardware for score in scores}))
 
 
-def _first(columns: Mapping[str, list[Value]], names: Sequence[str]) -> list[Value]:
-    """The first of some columns that holds a number."""
-    return next((columns[name] for name in names if any(map(is_number, columns.get(name, ())))), [])
+def _first(columns: Mapping[str, Sequence[Value]], names: Sequence[str]) -> str:
+    """The first of some columns that holds a number; the first of all where none does."""
+    return next((name for name in names if any(map(is_number, columns.get(name, ())))), names[0])

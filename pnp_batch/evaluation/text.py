@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from pnp_batch.evaluation.backbones import Backbone
-from pnp_batch.evaluation.closed_forms import blackened
+from pnp_batch.evaluation.closed_forms import EMPTY, blackened
 from pnp_batch.evaluation.columns import VERSIONS
 from pnp_batch.evaluation.pretrained import load
-from pnp_batch.evaluation.values import Pair, Unavailable, Values
+from pnp_batch.evaluation.values import Pair, Unavailable, Value, Values
 from pnp_batch.media.images import Pixels
 
 
@@ -62,6 +62,7 @@ class TextSimilarity:
     name = "text"
     version = VERSIONS["text"]
     columns: tuple[str, ...] = ("clip_similarity", "text_gain")
+    uses_mask = True
 
     def __init__(self, backbone: Backbone, model: Callable[[], TextImageModel]) -> None:
         self.identity: Mapping[str, Any] = {"backbone": backbone.fingerprint}
@@ -70,7 +71,7 @@ class TextSimilarity:
     def __call__(self, pairs: Sequence[Pair]) -> list[Values]:
         """See `Metric`."""
         sources = {pair.source_key: pair.source for pair in pairs}
-        masked = {i: blackened(p.result, p.mask) for i, p in enumerate(pairs) if p.mask is not None}
+        masked = {i: blackened(p.result, p.mask) for i, p in enumerate(pairs) if p.mask is not None and p.mask.any()}
         model = self._model()
         images = model.images([*(pair.result for pair in pairs), *sources.values(), *masked.values()])
         prompts = list(dict.fromkeys(pair.prompt for pair in pairs))
@@ -81,6 +82,9 @@ class TextSimilarity:
         for i, pair in enumerate(pairs):
             text = texts[pair.prompt]
             similarity = float(images[i] @ text)
-            row = {"clip_similarity": similarity, "text_gain": similarity - float(of_source[pair.source_key] @ text)}
-            rows.append(row | ({"clip_similarity_inside": float(of_mask[i] @ text)} if i in of_mask else {}))
+            row: dict[str, Value] = {"clip_similarity": similarity}
+            row["text_gain"] = similarity - float(of_source[pair.source_key] @ text)
+            if pair.mask is not None:
+                row["clip_similarity_inside"] = float(of_mask[i] @ text) if i in of_mask else EMPTY
+            rows.append(row)
         return rows

@@ -18,6 +18,8 @@ Value = float | str
 Values = Mapping[str, Value]
 
 NOT_INVERTED = "nothing was inverted: a generated guidance image, or a method that needs no trajectory"
+NOT_SAMPLED_BACK = "the inversion was not sampled back (run.reconstruction: skipped)"
+INVERSION_GONE = "the store no longer holds the inversion; run again"
 
 
 class Unavailable(PnpError):
@@ -34,7 +36,7 @@ class Pair:
         prompt: The target prompt.
         source_key: Equal for pairs of one source: what is computed of it is computed once.
         mask: (height, width), True where the edit is wanted; None where no mask is known.
-        reconstruction: (height, width, 3), what sampling the inversion back gives; None where nothing was inverted.
+        reconstruction: (height, width, 3), what sampling the inversion back gives; in words why there is none.
     """
 
     source: Pixels
@@ -42,7 +44,7 @@ class Pair:
     prompt: str
     source_key: str
     mask: Mask | None = None
-    reconstruction: Pixels | None = None
+    reconstruction: Pixels | str = NOT_INVERTED
 
 
 class Metric(Protocol):
@@ -53,12 +55,14 @@ class Metric(Protocol):
         version: Part of the key: raise it when the same pictures give other numbers.
         columns: The columns it fills.
         identity: What else decides its numbers (the backbone's fingerprint); part of the key.
+        uses_mask: Whether a mask gives it more columns; then the mask is part of the key, too.
     """
 
     name: str
     version: int
     columns: tuple[str, ...]
     identity: Mapping[str, Any]
+    uses_mask: bool
 
     def __call__(self, pairs: Sequence[Pair]) -> list[Values]:
         """Its columns for each pair."""

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from pnp_batch.inputs import slug
-from pnp_batch.inspection.sheets import Sheet, cells
+from pnp_batch.inspection.names import file_names
+from pnp_batch.inspection.sheets import Sheet
 from pnp_batch.media.images import Pixels, encode_png
 from pnp_batch.store.files import write_atomic
 
@@ -50,8 +51,9 @@ def write(kind: str, sheets: Sequence[Sheet], folder: Path) -> Path:
     for number, sheet in enumerate(sheets):
         name = f"{number:03}-{slug(Path(sheet.name).stem)}"
         write_atomic(folder / kind / f"{name}.png", encode_png(contact_sheet(sheet)))
-        for row, column, picture in cells(sheet):
-            write_atomic(folder / kind / name / f"{slug(row)}--{slug(column)}.png", encode_png(picture))
+        for row, pictures in zip(file_names(sheet.rows), sheet.pictures, strict=True):
+            for column, picture in zip(sheet.columns, pictures, strict=True):
+                write_atomic(folder / kind / name / f"{row}--{slug(column)}.png", encode_png(picture))
     page = folder / f"{kind}.html"
     write_atomic(page, _page(kind, sheets))
     return page

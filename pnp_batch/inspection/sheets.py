@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from pnp_batch.checkpoint import Checkpoint
 from pnp_batch.diffusion.injection import read_features
 from pnp_batch.diffusion.model import DiffusionModel, to_pixels
 from pnp_batch.diffusion.sites import AttentionSite, Site
+from pnp_batch.inspection.names import distinct
 from pnp_batch.inspection.pca import Basis, Moments, of_map
 from pnp_batch.inspection.subjects import Subject
 from pnp_batch.media.images import Pixels
@@ -121,8 +122,10 @@ def trajectory(model: DiffusionModel, found: Sequence[Subject], count: int) -> l
 
 def _strips(model: DiffusionModel, subject: Subject, count: int) -> Sheet:
     steps = places(len(subject.timesteps), count)
-    rows = {"guidance image, inverted": [subject.latents[step] for step in steps]}
     units = [unit for unit in subject.item.units if unit.translation.settings.method == "pnp"]
+    prompts = [unit.translation.prompt for unit in units]
+    names = distinct(prompts, [unit.translation.settings.meaningful() for unit in units])
+    strips = [[subject.latents[step] for step in steps]]
     for unit in units:
         seen: list[Tensor] = []
         target = Target(0, unit.translation.prompt, unit.translation.settings, *unit.layers)
@@ -133,9 +136,10 @@ def _strips(model: DiffusionModel, subject: Subject, count: int) -> Sheet:
             [[target]],
             watch=lambda _number, _timestep, latents, seen=seen: seen.append(latents[0].cpu()),  # type: ignore[misc]
         )
-        rows[unit.translation.prompt] = [seen[step] for step in steps]
-    decoded = [[to_pixels(model.decode(latent[None].to(model.device))) for latent in row] for row in rows.values()]
-    return Sheet(subject.name, subject.source, list(rows), _columns(subject, steps), decoded)
+        strips.append([seen[step] for step in steps])
+    decoded = [[to_pixels(model.decode(latent[None].to(model.device))) for latent in strip] for strip in strips]
+    rows = ["guidance image, inverted", *names]
+    return Sheet(subject.name, subject.source, rows, _columns(subject, steps), decoded)
 
 
 def attention_map(queries: Tensor, keys: Tensor, heads: int) -> Tensor:
@@ -188,9 +192,3 @@ def _sheet(
 
 def _columns(subject: Subject, steps: Sequence[int]) -> list[str]:
     return [f"t = {subject.timesteps[step]}" for step in steps]
-
-
-def cells(sheet: Sheet) -> Iterator[tuple[str, str, Pixels]]:
-    """Row, column and picture of every cell."""
-    for row, pictures in zip(sheet.rows, sheet.pictures, strict=True):
-        yield from ((row, column, picture) for column, picture in zip(sheet.columns, pictures, strict=True))

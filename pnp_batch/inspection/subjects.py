@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pnp_batch.errors import ItemError, ManifestError, PnpError, Problem
+from pnp_batch.inspection.names import distinct
 from pnp_batch.media.images import Pixels
-from pnp_batch.plan import Plan
+from pnp_batch.plan import TRAJECTORY_SETTINGS, Job, Plan
 from pnp_batch.stages.work import Context, Item
 
 BASIS_IMAGES = 50
@@ -26,7 +28,7 @@ class Subject:
     """A guidance image with its trajectory.
 
     Attributes:
-        name: As in the manifest.
+        name: As in the manifest; where it has several trajectories, with the settings in which they differ.
         item: Its job.
         source: (height, width, 3), as the run decoded it.
         latents: (steps, 4, height, width) float32, from the noisiest down.
@@ -42,43 +44,76 @@ class Subject:
     shown: bool
 
 
-def subjects(plan: Plan, context: Context, wanted: Sequence[str], others: int = BASIS_IMAGES) -> list[Subject]:
-    """The wanted guidance images, and others of the plan with the same timesteps.
+@dataclass(frozen=True)
+class Subjects:
+    """The guidance images to look into.
+
+    Attributes:
+        found: Those to show, and others of the plan with the same timesteps.
+        left_out: How many guidance images are not shown although all were asked for.
+    """
+
+    found: list[Subject]
+    left_out: int
+
+
+def subjects(plan: Plan, context: Context, wanted: Sequence[str], most: int = BASIS_IMAGES) -> Subjects:
+    """The wanted guidance images, and others of the plan for a basis over all inputs.
 
     Args:
         plan: The plan of the run.
         context: Of the worker that made it.
         wanted: Names as in the manifest, or numbers in its order from 0; none for all.
-        others: At most so many more, for a basis over all inputs.
+        most: Where all are wanted so many are shown; others take part in the basis up to this number.
 
     Raises:
         NothingToShow: None of that name, or no trajectory.
     """
-    found = list(_found(plan, context, wanted, others))
-    shown = [subject for subject in found if subject.shown]
-    grids = {subject.timesteps for subject in shown}
+    inputs = _inputs(plan)
+    names = list(inputs)
+    numbers = {_number(name, names) for name in wanted} if wanted else set(range(min(len(names), most)))
+    rest = [n for n in range(len(names)) if n not in numbers][: max(most - len(numbers), 0)]
+    found = [
+        subject
+        for number in sorted([*numbers, *rest])
+        for subject in _of_input(plan, context, names[number], inputs, number in numbers, bool(wanted))
+    ]
+    grids = {subject.timesteps for subject in found if subject.shown}
+    if not grids:
+        raise NothingToShow(f"there are no trajectories yet; make them with: pnp-batch run {plan.manifest.path}")
     if len(grids) > 1:
         raise NothingToShow("these inputs have different timesteps; look at them one at a time with --input")
-    return [subject for subject in found if subject.timesteps in grids]
+    left_out = 0 if wanted else len(names) - len(numbers)
+    return Subjects([subject for subject in found if subject.timesteps in grids], left_out)
 
 
-def _found(plan: Plan, context: Context, wanted: Sequence[str], others: int) -> list[Subject]:
-    jobs = list(plan.jobs())
-    names = [job.source.name for job in jobs]
-    numbers = {_number(name, names) for name in wanted} if wanted else set(range(min(len(jobs), others)))
-    rest = [n for n in range(len(jobs)) if n not in numbers][: max(others - len(numbers), 0)]
-    found = []
-    for number in sorted([*numbers, *rest]):
-        subject = _subject(Item(jobs[number], context), number in numbers)
-        if subject is not None:
-            found.append(subject)
-        elif number in numbers and wanted:
-            raise NothingToShow(
-                f"{names[number]} has no trajectory yet; make it with: pnp-batch run {plan.manifest.path}"
-            )
-    if not any(subject.shown for subject in found):
-        raise NothingToShow(f"there are no trajectories yet; make them with: pnp-batch run {plan.manifest.path}")
-    return found
+def _inputs(plan: Plan) -> dict[str, list[Job]]:
+    """The jobs of every guidance image, by its name in the manifest; of a video the first frame stands for all."""
+    inputs: dict[str, list[Job]] = {}
+    for job in plan.jobs():
+        if job.place == 0:
+            inputs.setdefault(job.source.name, []).append(job)
+    return inputs
+
+
+def _of_input(
+    plan: Plan, context: Context, name: str, inputs: Mapping[str, list[Job]], shown: bool, is_named: bool
+) -> list[Subject]:
+    """A subject for each trajectory of a guidance image."""
+    jobs = [job for job in inputs[name] if job.needs_trajectory]
+    called = distinct([name] * len(jobs), [_decides(job) for job in jobs])
+    found = [_subject(Item(job, context), each, shown) for job, each in zip(jobs, called, strict=True)]
+    if shown and is_named and not any(found):
+        todo = f"make it with: pnp-batch run {plan.manifest.path}"
+        raise NothingToShow(f"{name} has no trajectory yet; {todo}" if jobs else f"{name} is inverted for no prompt")
+    return [subject for subject in found if subject is not None]
+
+
+def _decides(job: Job) -> dict[str, Any]:
+    """What a trajectory is made with."""
+    if job.source.generate is not None:
+        return job.source.generate.model_dump() | {"size": job.size}
+    return {name: getattr(job.settings, name) for name in TRAJECTORY_SETTINGS}
 
 
 def _number(wanted: str, names: Sequence[str]) -> int:
@@ -91,14 +126,14 @@ def _number(wanted: str, names: Sequence[str]) -> int:
     raise ManifestError([Problem("command line", None, "--input", f"there is no input '{wanted}'; {hint}")])
 
 
-def _subject(item: Item, shown: bool) -> Subject | None:
+def _subject(item: Item, name: str, shown: bool) -> Subject | None:
     try:
         artifact = item.find()
     except ItemError:
         return None
-    if artifact is None or not item.job.needs_trajectory:
+    if artifact is None:
         return None
     store = item.context.store
     kept, preview = store.load(artifact, "trajectory"), store.load(artifact, "preview")
     latents = torch.from_numpy(kept["latents"].astype("float32"))
-    return Subject(item.job.source.name, item, preview["source"], latents, tuple(kept["timesteps"].tolist()), shown)
+    return Subject(name, item, preview["source"], latents, tuple(kept["timesteps"].tolist()), shown)

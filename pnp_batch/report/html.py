@@ -31,6 +31,7 @@ from pnp_batch.report.metrics import Metrics
 from pnp_batch.report.plots import Dot, histograms, scatter
 from pnp_batch.report.thumbnails import Thumbnail, Thumbnails, clip_of
 from pnp_batch.stages.outputs import Outputs
+from pnp_batch.stages.videos import PREVIEW_FRAMES
 from pnp_batch.store import Artifact, ArtifactStore
 from pnp_batch.store.artifacts import CorruptArtifact
 from pnp_batch.store.files import temp_name
@@ -41,7 +42,7 @@ REPORT = "report.html"
 MAX_RESULTS = 5_000  # about 100 MB; a browser does not enjoy more
 WELL_DB, FAIRLY_DB = 1.0, 3.0  # below the VAE alone: 26% more squared error, twice the squared error
 SHOWN_ELSEWHERE = (
-    *("source", "prompt", "frame_reconstruction_psnr"),
+    *("source", "prompt", "reconstruction_psnr", "frame_reconstruction_psnr"),
     *("quality", "quality_attempt", "quality_reason", "quality_figures"),
 )
 MAX_TRACEBACK = 20_000  # characters
@@ -53,7 +54,7 @@ def write_report(manifest_name: str, outputs: Outputs, store: ArtifactStore, fai
     """Writes `report.html` into the output folder, whole or not at all; the same inputs give the same bytes.
 
     Args:
-        manifest_name: The manifest as the user called it: what the page is named after, and what its commands name.
+        manifest_name: Path of the manifest: what the page is named after, and what its commands name.
         outputs: The run's folder: its rows and its pictures.
         store: Where the sources and their reconstructions are; what is missing there is said on the page.
         failures: Rows with `source`, `prompt`, `stage`, `error` and `traceback` (text, or the path of a file).
@@ -270,7 +271,8 @@ def _about(row: Row) -> str:
         f"inverted by {row['inverted_by']} in {row['inversion_rows']:.4g} UNet rows" if row.get("inverted_by") else ""
     )
     length = f"{row['frames']} frames, {row['duration']:.4g} s" if row.get("frames") and row.get("duration") else ""
-    return " · ".join(filter(None, (size, length, inverted_by)))
+    part = f"the first {PREVIEW_FRAMES} frames are shown" if row.get("frames", 0) > PREVIEW_FRAMES else ""
+    return " · ".join(filter(None, (size, length, part, inverted_by)))
 
 
 def _guide_of(row: Row, trajectory: str | None, store: ArtifactStore, thumbnails: Thumbnails) -> Guide:

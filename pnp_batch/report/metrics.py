@@ -24,13 +24,12 @@ class Metrics:
     def of(self, row: Row) -> Figures:
         """The figures of a row of `metadata.jsonl`, in the order of the evaluation's columns."""
         gate = row.get("quality_figures")
-        known = self._evaluated.get((row.get("key"), row.get("source")), {})
-        own = _numbers({"reconstruction_psnr": row.get("reconstruction_psnr")})
-        return (
-            known
-            | {k: v for k, v in _numbers(gate if isinstance(gate, Mapping) else {}).items() if k not in known}
-            | own
-        )
+        figures = self._evaluated.get((row.get("key"), row.get("source")), {})
+        of_gate = _numbers(gate if isinstance(gate, Mapping) else {})
+        own = _numbers({"reconstruction_psnr": row.get("reconstruction_psnr")})  # rounded, so it comes last
+        for more in (of_gate, own):
+            figures = figures | {name: value for name, value in more.items() if name not in figures}
+        return figures
 
 
 def _numbers(row: Row) -> Figures:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,16 +19,18 @@ class Bar:
     """A bin of a histogram.
 
     Attributes:
-        low: Its lower end.
-        high: Its upper end.
-        count: Results in it.
+        low: The least value in it, rounded down where that takes in no other.
+        high: The largest, likewise rounded up.
+        count: Results in it: just those from `low` to `high`.
         height: Of the highest bin, 0 to 1.
+        place: From the left, from 0.
     """
 
     low: float
     high: float
     count: int
     height: float
+    place: int
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Histogram:
         low: Least value.
         median: The middle one, the upper of two.
         high: Largest.
-        bars: Equal steps from `low` to `high`.
+        bars: Equal steps from `low` to `high`, without those that hold nothing.
     """
 
     column: str
@@ -94,11 +97,28 @@ def histograms(dots: Sequence[Dot], columns: Sequence[str]) -> list[Histogram]:
 
 
 def _bars(values: Sequence[float]) -> list[Bar]:
+    """Of values in order."""
     low, step = values[0], (values[-1] - values[0]) / BINS
-    counts = [0] * BINS
+    bins: list[list[float]] = [[] for _ in range(BINS)]
     for value in values:
-        counts[min(int((value - low) / step) if step else 0, BINS - 1)] += 1
-    return [Bar(low + i * step, low + (i + 1) * step, count, count / max(counts)) for i, count in enumerate(counts)]
+        bins[min(int((value - low) / step) if step else 0, BINS - 1)].append(value)
+    most = max(map(len, bins))
+    bars, end = [], 0
+    for place, own in enumerate(bins):
+        if not own:
+            continue
+        begin, end = end, end + len(own)
+        below = values[begin - 1] if begin else -math.inf
+        above = values[end] if end < len(values) else math.inf
+        least = _rounded(own[0], math.nextafter(below, math.inf), own[0])
+        largest = _rounded(own[-1], own[-1], math.nextafter(above, -math.inf))
+        bars.append(Bar(least, largest, len(own), len(own) / most, place))
+    return bars
+
+
+def _rounded(value: float, least: float, most: float) -> float:
+    """A value with so few digits, but four, that it stays within bounds."""
+    return next(short for digits in range(4, 18) if least <= (short := float(f"{value:.{digits}g}")) <= most)
 
 
 def scatter(dots: Sequence[Dot], columns: Sequence[str]) -> Scatter | None:
@@ -111,7 +131,7 @@ def scatter(dots: Sequence[Dot], columns: Sequence[str]) -> Scatter | None:
     x_range, y_range = (_range([dot.figures[name] for dot in both]) for name in (across, up))
     points = [
         Point(_place(dot.figures[across], x_range), _place(dot.figures[up], y_range), dot.tile, dot.quality, dot.title)
-        for dot in both
+        for dot in sorted(both, key=lambda dot: dot.figures[across])  # arrow keys go from left to right
     ]
     return Scatter(across, up, x_range, y_range, points)
 

@@ -128,6 +128,27 @@ def test_imagenet_r_ti2i_in_the_authors_format(tmp_path: Path) -> None:
     assert source.path == folder / "panda/cartoon_30.jpg"
 
 
+def test_no_other_picture_of_the_same_name_takes_the_place_of_one_that_is_missing(tmp_path: Path) -> None:
+    picture(tmp_path / "dog/sketch_20.jpg")
+    entry = {"init_img": "ImageNetR-TI2I/cat/sketch_20.jpg", "target_prompts": ["a sketch of a husky"]}
+    (tmp_path / "imnetr-ti2i.yaml").write_text(yaml.safe_dump([entry]))
+    said = imported("imagenet-r-ti2i", tmp_path, code=2)
+    assert "0.init_img: there is no ImageNetR-TI2I/cat/sketch_20.jpg below" in said
+    assert "folder and file name have to agree" in said
+
+
+def test_of_pictures_that_agree_alike_the_uppermost_is_meant_and_none_is_guessed(wild: Path, tmp_path: Path) -> None:
+    (wild / "wild-ti2i-fake.yaml").unlink()
+    picture(wild / "backup/data/horse.png")
+    _, found = expanded(imported("wild-ti2i", wild), tmp_path)
+    assert found[0][0].path == wild / "data/horse.png"
+    (wild / "data/horse.png").unlink()
+    picture(wild / "again/data/horse.png")
+    said = imported("wild-ti2i", wild, code=2)
+    assert "may be any of these" in said
+    assert "again/data/horse.png" in said and "backup/data/horse.png" in said
+
+
 def test_imagenet_r_pictures_alone_get_prompts_from_templates(tmp_path: Path) -> None:
     folder = tmp_path / "imagenet-r"
     picture(folder / "cat/sketch_20.jpg")
@@ -192,6 +213,7 @@ def test_pie_bench(tmp_path: Path) -> None:
     (bicycle,), (dog,) = (translations for _, translations in found)
     assert bicycle.prompt == "a slanted rusty mountain bicycle on the road in front of a building"
     assert (dog.prompt, dog.settings.inversion_prompt) == ("a dog sitting", "a cat sitting")
+    assert "structure_distance_pie" in manifest.evaluation.metrics  # the one that PIE-Bench's table shows
     assert manifest.evaluation.masks is not None
     masks = Masks(manifest.base / manifest.evaluation.masks)
     mask = masks.of(found[1][0], (512, 512))

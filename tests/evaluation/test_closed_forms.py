@@ -80,4 +80,5 @@ def test_masks_that_leave_nothing_give_a_reason() -> None:
     a, b = pictures(16, 16)
     (row,) = ClosedForms()([Pair(a, b, "", "a", np.ones((16, 16), bool))])
     assert row["psnr_outside"] == row["ssim_outside"] == EMPTY
+    assert row["psnr_pie"] == row["mse_pie"] == row["ssim_pie"] == EMPTY  # PIE-Bench's code gives "nan" there
     assert row["psnr_inside"] == row["psnr"]

@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from films import film
 from PIL import Image
 from running import Project
 from safetensors.torch import load_file, save_file
 from tiny_backbones import save_clip, save_dino, save_lpips
+from typer.testing import CliRunner
 
+from pnp_batch.cli import app
 from pnp_batch.evaluation.closed_forms import mse, psnr, ssim
 from pnp_batch.store import ArtifactStore
 
@@ -79,7 +82,9 @@ def test_one_row_per_result_with_every_number(project: Project) -> None:
         assert row["mse"] == pytest.approx(mse(source, result))
         assert row["psnr"] == pytest.approx(psnr(row["mse"]))
         assert row["ssim"] == pytest.approx(ssim(source, result))
-        assert row["reconstruction_psnr"] == meta.get("reconstruction_psnr")
+        if meta.get("reconstruction_psnr") is not None:  # there rounded for reading
+            assert row["reconstruction_psnr"] == psnr(mse(source, trajectory.load("preview")["reconstruction"]))
+            assert row["reconstruction_psnr"] == pytest.approx(meta["reconstruction_psnr"], abs=0.006)
         assert all(
             isinstance(row[name], float) for name in ("structure_distance", "lpips", "clip_similarity", "text_gain")
         )
@@ -91,7 +96,8 @@ def test_one_row_per_result_with_every_number(project: Project) -> None:
 def test_second_time_computes_nothing_and_says_the_same(project: Project) -> None:
     rows, _ = evaluated(project, **BACKBONES)
     before = kept(project)
-    assert len(before) == len(rows) * 6  # closed forms, alignment, LPIPS, structure, text, LPIPS of the reconstruction
+    # Closed forms, alignment, LPIPS, structure, text, PSNR and LPIPS of the reconstruction.
+    assert len(before) == len(rows) * 7
     assert evaluated(project, **BACKBONES)[0] == rows
     assert kept(project) == before
 
@@ -182,6 +188,63 @@ def test_masks_of_a_folder(project: Project) -> None:
     assert "evaluation.masks holds none for the source" in said
 
 
+def test_a_mask_over_everything_leaves_pie_bench_no_number(project: Project) -> None:
+    (project.folder / "masks").mkdir()
+    Image.new("L", (64, 64), 255).save(project.folder / "masks/a.png")
+    rows, said = evaluated(project, "--table", masks="masks", **BACKBONES)
+    for name in ("psnr_pie", "mse_pie", "ssim_pie", "lpips_pie", "mse_outside"):
+        assert rows[0][name] is None
+    assert rows[0]["mse_inside"] == rows[0]["mse"] and rows[0]["clip_similarity_inside"] is not None
+    assert "the mask leaves nothing there" in said
+
+
+def test_a_mask_that_cannot_be_read_costs_only_its_own_columns(project: Project) -> None:
+    (project.folder / "masks").mkdir()
+    (project.folder / "masks/a.png").write_text("no picture")
+    Image.new("L", (96, 64)).save(project.folder / "masks/wide.png")
+    rows, said = evaluated(project, masks="masks", metrics=["mse", "lpips"])
+    assert all(isinstance(row["mse"], float) for row in rows)
+    assert rows[0]["mse_outside"] is None and rows[2]["mse_outside"] == pytest.approx(rows[2]["mse"])
+    assert "a.png" in said and "for 2 results" in said
+    assert "lpips_pie" in rows[0]
+
+
+def test_what_costs_the_whole_picture_its_number_costs_the_part_outside_the_mask_its_own(project: Project) -> None:
+    (project.folder / "masks").mkdir()
+    Image.new("L", (64, 64)).save(project.folder / "masks/a.png")
+    rows, said = evaluated(project, masks="masks", metrics=["lpips"])
+    assert rows[0]["lpips_pie"] is None
+    assert "lpips_pie: not computed for 2 results: no weights are named" in said
+
+
+def test_a_mapping_file_of_another_kind_is_a_mistake_in_the_manifest(project: Project) -> None:
+    (project.folder / "mapping_file.json").write_text("[]")
+    project.write(INPUTS, evaluation={"masks": "mapping_file.json"})
+    assert "is not PIE-Bench's mapping_file.json" in project.pnp("evaluate", code=2)
+
+
+def test_a_reconstruction_that_was_not_sampled_back_is_called_so(project: Project) -> None:
+    shutil.rmtree(project.output)
+    project.write(INPUTS, run={"reconstruction": "skipped"}, evaluation={"metrics": ["reconstruction_psnr"]})
+    project.pnp("run")
+    said = project.pnp("evaluate")
+    reason = "the inversion was not sampled back (run.reconstruction: skipped)"
+    assert f"reconstruction_psnr: not computed for 3 results: {reason}" in said
+    assert "not computed for 1 result: nothing was inverted" in said
+
+
+def test_a_lost_inversion_is_called_so_and_nothing_is_kept_of_it(project: Project) -> None:
+    shutil.rmtree(project.store / "invert")
+    wanted = {"metrics": ["psnr", "reconstruction_psnr"]}
+    rows, said = evaluated(project, **wanted)
+    assert rows[0]["psnr"] is not None and rows[0]["reconstruction_psnr"] is None
+    assert "the store no longer holds the inversion" in said
+    project.write(INPUTS, evaluation=wanted).pnp("run")
+    shutil.rmtree(project.store / "translate")
+    project.pnp("run")
+    assert isinstance(evaluated(project, **wanted)[0][0]["reconstruction_psnr"], float)
+
+
 def test_masks_that_are_not_there_are_a_mistake_in_the_manifest(project: Project) -> None:
     project.write(INPUTS, evaluation={"masks": "nowhere"})
     said = project.pnp("evaluate", code=2)
@@ -193,6 +256,30 @@ def test_unknown_words_are_mistakes_in_the_manifest(project: Project) -> None:
     said = project.pnp("evaluate", code=2)
     assert "did you mean 'psnr'" in said
     assert "did you mean 'dino'" in said
+
+
+def test_a_file_that_cannot_be_written_is_said_before_the_work(project: Project) -> None:
+    (project.folder / "file").write_text("")
+    for name, said in ((".", "is a folder; name a file"), ("file/scores.json", "is no folder to write to")):
+        project.write(INPUTS, evaluation={"metrics": ["psnr"]})
+        assert said in " ".join(project.pnp("evaluate", "--json", str(project.folder / name), code=2).split())
+    assert not (project.store / "evaluate").exists()
+
+
+def test_the_reports_commands_work_from_any_folder(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project.folder)
+    outcome = CliRunner().invoke(app, ["report", "manifest.yaml"])
+    assert outcome.exit_code == 0
+    assert f"pnp-batch run {project.manifest} --key" in (project.output / "report.html").read_text()
+
+
+def test_videos_are_left_out_and_it_is_said(project: Project) -> None:
+    film(project.folder / "clip.mp4", seconds=0.2, sound=False)
+    clip = {"video": "clip.mp4", "prompts": ["a red star"]}
+    project.write([clip, *INPUTS], evaluation={"metrics": ["psnr"]})
+    assert "1 video is left out: only pictures are measured" in project.pnp("evaluate")
+    project.write([clip])
+    assert "there is nothing to measure: this manifest has no pictures" in project.pnp("evaluate", code=1)
 
 
 def test_nothing_is_there_yet(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from running import Project, start, wait_for_changes
 from safetensors.torch import load_file, save_file
 from tiny_backbones import save_clip, save_dino, save_lpips
@@ -113,6 +114,29 @@ def test_what_fails_is_made_again_with_the_listed_settings_and_one_picture_is_ex
     assert [attempt["number"] for attempt in attempts] == [0, 2, 3]  # the first retry changes nothing: it was not made
     project.pnp("evaluate", "--json", str(project.folder / "scores.json"))
     assert json.loads((project.folder / "scores.json").read_text())[number]["key"] == row["key"]
+
+
+def test_a_retry_of_another_size_is_measured_at_its_own_size_and_called_by_its_own_method(project: Project) -> None:
+    (project.folder / "masks").mkdir()
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:, :32] = 255
+    Image.fromarray(mask).save(project.folder / "masks/a.png")
+    retry = {"method": "sdedit", "height": 96, "width": 128}  # inverts nothing, so it misses nothing
+    evaluation = BACKBONES | {"masks": "masks", "metrics": ["mse", "structure_distance"]}
+    quality = {"min_reconstruction_psnr": 99, "retry": [retry]}
+    project.write(INPUTS[:1], evaluation=evaluation, quality=quality).pnp("run")
+    assert {(row["method"], row["width"], row["height"]) for row in project.rows()} == {("sdedit", 128, 96)}
+    shutil.rmtree(project.store / "invert")  # the source is decoded again, at the size of what stands
+    said = project.pnp("evaluate", "--json", str(project.folder / "scores.json"), "--table")
+    for row in json.loads((project.folder / "scores.json").read_text()):
+        assert row["method"] == "sdedit"
+        assert row["mse"] == pytest.approx((row["mse_inside"] + row["mse_outside"]) / 2)
+    assert "| sdedit " in said and "| pnp " not in said
+
+
+def test_masks_are_not_read_where_no_threshold_asks_for_them(project: Project) -> None:
+    project.write(INPUTS, evaluation=BACKBONES | {"masks": "nowhere"}, quality={"min_psnr": 1})
+    assert "4 passed" in project.pnp("run")
 
 
 def test_a_second_run_makes_nothing(project: Project) -> None:

@@ -43,32 +43,32 @@ def pictures() -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("network", NETWORKS)
 def test_agrees_with_torchmetrics_on_torchvision(network: str, tmp_path: Path) -> None:
     save_file(weights_of(network), tmp_path / "lpips.safetensors")
-    model = load_lpips(locate("lpips.safetensors", tmp_path, DigestCache(tmp_path / "digests")), CPU)
+    model = load_lpips(locate("lpips", "lpips.safetensors", tmp_path, DigestCache(tmp_path / "digests")), CPU)
     np.testing.assert_allclose(model(*pictures()).numpy(), REFERENCE[network], rtol=1e-5)
 
 
 def test_torchmetrics_own_names_are_understood(tmp_path: Path) -> None:
     theirs = {name.replace("net.slice1.", "net.slices.0."): tensor for name, tensor in weights_of("squeeze").items()}
     save_file(theirs, tmp_path / "model.safetensors")
-    model = load_lpips(locate(".", tmp_path, DigestCache(tmp_path / "digests")), CPU)
+    model = load_lpips(locate("lpips", ".", tmp_path, DigestCache(tmp_path / "digests")), CPU)
     np.testing.assert_allclose(model(*pictures()).numpy(), REFERENCE["squeeze"], rtol=1e-5)
 
 
 def test_other_weights_are_refused_by_name(tmp_path: Path) -> None:
     save_file({"conv.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(Unavailable, match=r"other.safetensors holds no LPIPS v0.1 weights"):
-        load_lpips(locate("other.safetensors", tmp_path, DigestCache(tmp_path / "digests")), CPU)
+        load_lpips(locate("lpips", "other.safetensors", tmp_path, DigestCache(tmp_path / "digests")), CPU)
 
 
 def test_bytes_that_are_no_safetensors_are_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.safetensors").write_bytes(b"not at all")
     with pytest.raises(Unavailable, match="cannot be read"):
-        load_lpips(locate("broken.safetensors", tmp_path, DigestCache(tmp_path / "digests")), CPU)
+        load_lpips(locate("lpips", "broken.safetensors", tmp_path, DigestCache(tmp_path / "digests")), CPU)
 
 
 def test_equal_pictures_are_at_zero_and_a_mask_hides_what_changed(tmp_path: Path) -> None:
     save_file(weights_of("alex"), tmp_path / "lpips.safetensors")
-    backbone = locate("lpips.safetensors", tmp_path, DigestCache(tmp_path / "digests"))
+    backbone = locate("lpips", "lpips.safetensors", tmp_path, DigestCache(tmp_path / "digests"))
     metric = Lpips(backbone, lambda: load_lpips(backbone, CPU), CPU)
     source = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     mask = np.zeros((64, 64), bool)

@@ -48,4 +48,8 @@ def test_finds_the_entry_of_a_picture_and_resizes_it(tmp_path: Path) -> None:
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mapping_file.json").write_text('{"000": {"image": "a.jpg"}}')
     with pytest.raises(Unavailable, match=r"is not PIE-Bench's mapping_file.json"):
-        Masks(tmp_path / "mapping_file.json").of(source(tmp_path / "annotation_images/a.jpg"), (64, 64))
+        Masks(tmp_path / "mapping_file.json")
+    entry = {"image_path": "a.jpg", "mask": ["0", 5]}
+    (tmp_path / "mapping_file.json").write_text(json.dumps({"000": entry}))
+    with pytest.raises(Unavailable, match="that are no numbers"):
+        Masks(tmp_path / "mapping_file.json")

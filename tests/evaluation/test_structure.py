@@ -26,7 +26,7 @@ def picture(seed: int, height: int = 40, width: int = 56) -> Pixels:
 
 
 def located(folder: Path) -> Backbone:
-    return locate(str(folder), folder, DigestCache(folder.parent / "digests"))
+    return locate("dino", str(folder), folder, DigestCache(folder.parent / "digests"))
 
 
 def cosines(keys: Tensor) -> np.ndarray:
@@ -81,6 +81,20 @@ def test_pie_bench_keeps_the_aspect_ratio_and_its_slip() -> None:
     assert white[0, :, 0, 0].tolist() == pytest.approx(
         [(255 - 0.485) / 0.229, (255 - 0.456) / 0.224, (255 - 0.406) / 0.225]
     )
+
+
+def test_pie_bench_resizes_without_antialiasing() -> None:
+    """As torchvision 0.13 does with tensors: a bilinear sample sees four pixels, however much it shrinks."""
+    lines = np.zeros((896, 896, 3), np.uint8)
+    lines[::4] = 255  # sampled between rows 1 and 2 of every four
+    (small,) = pie([lines])
+    assert torch.allclose(small[0], torch.full((224, 224), -0.485 / 0.229))
+
+
+@pytest.mark.parametrize(("height", "width", "expected"), [(512, 512, (224, 224)), (300, 301, (224, 224))])
+def test_pie_bench_sizes_are_torchvisions(height: int, width: int, expected: tuple[int, int]) -> None:
+    assert pie([picture(0, height, width)]).shape[-2:] == expected
+    assert pie([picture(0, 1000, 333)]).shape[-2:] == (480, int(480 * 224 / int(224 * 1000 / 333)))
 
 
 def test_dinov2_is_understood(tmp_path: Path) -> None:

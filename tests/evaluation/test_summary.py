@@ -65,8 +65,21 @@ def test_pie_table_has_one_row_per_method_and_prefers_masked_columns() -> None:
         score("pnp", structure_distance=0.0282, psnr=10.0, psnr_pie=22.28, mse_pie=0.00836, clip_similarity=0.2541),
         score("sdedit", structure_distance=0.05, psnr=11.0, mse=0.02, clip_similarity=0.26),
     ]
-    cells = [[c.strip() for c in line.split("|")[1:-1]] for line in text_of(pie_table(rows)).strip().splitlines()]
-    head, _, pnp, sdedit = cells
+    head, _, pnp, sdedit, *notes = cells_of(pie_table(rows))
     assert head[:5] == ["Method", "Structure distance x10³ ↓", "PSNR ↑", "LPIPS x10³ ↓", "MSE x10⁴ ↓"]
-    assert pnp == ["pnp", "28.2", "22.28", "-", "83.6", "-", "25.41", "-", "1", "0", "cpu", "2"]
-    assert sdedit[:5] == ["sdedit", "50", "11", "-", "200"]
+    assert pnp == ["pnp", "28.2†", "22.28", "-", "83.6", "-", "25.41", "-", "1", "0", "cpu", "2"]
+    assert sdedit[:5] == ["sdedit", "50†", "11†", "-", "200†"]
+    note = " ".join(word for (line,) in notes for word in line.split())
+    assert note.startswith("† not PIE-Bench's: structure_distance in place of structure_distance_pie, psnr in place of")
+
+
+def cells_of(table: Table) -> list[list[str]]:
+    lines = text_of(table).strip().splitlines()
+    return [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines]
+
+
+def test_pie_table_says_n_in_a_cell_where_it_is_not_that_of_the_row() -> None:
+    rows = [score(psnr_pie=20.0, mse_pie=0.01), score(psnr_pie="the pictures are equal there", mse_pie=0.0)]
+    _, _, pnp, *notes = cells_of(pie_table(rows))
+    assert pnp[2] == "20 (n=1)" and "(n=" not in pnp[4] and pnp[-4] == "2"
+    assert not notes

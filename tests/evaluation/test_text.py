@@ -11,6 +11,7 @@ from tiny_backbones import save_clip, save_dino
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from pnp_batch.evaluation.backbones import Backbone, locate
+from pnp_batch.evaluation.closed_forms import EMPTY
 from pnp_batch.evaluation.text import TextImageModel, TextSimilarity
 from pnp_batch.evaluation.values import Pair, Unavailable
 from pnp_batch.media.images import Pixels
@@ -26,7 +27,7 @@ def picture(seed: int) -> Pixels:
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     folder = tmp_path_factory.mktemp("clip")
-    return locate(str(save_clip(folder)), folder, DigestCache(folder / "digests"))
+    return locate("clip", str(save_clip(folder)), folder, DigestCache(folder / "digests"))
 
 
 @torch.inference_mode()
@@ -61,11 +62,18 @@ def test_with_a_mask_the_edited_part_is_compared_too(backbone: Backbone) -> None
     assert masked["clip_similarity"] == pytest.approx(plain["clip_similarity"], abs=1e-6)
 
 
+def test_an_empty_mask_has_no_edited_part(backbone: Backbone) -> None:
+    metric = TextSimilarity(backbone, lambda: TextImageModel(backbone, CPU))
+    empty = np.zeros((48, 40), bool)
+    (row,) = metric([Pair(picture(0), picture(1), "x", "a", empty)])
+    assert row["clip_similarity_inside"] == EMPTY and isinstance(row["clip_similarity"], float)
+
+
 def test_a_prompt_beyond_the_limit_is_cut_and_not_a_crash(backbone: Backbone) -> None:
     assert TextImageModel(backbone, CPU).texts(["a very long prompt " * 60]).shape == (1, 12)
 
 
 def test_a_model_without_text_is_refused(tmp_path: Path) -> None:
-    dino = locate("dino", save_dino(tmp_path / "dino").parent, DigestCache(tmp_path / "digests"))
+    dino = locate("clip", "dino", save_dino(tmp_path / "dino").parent, DigestCache(tmp_path / "digests"))
     with pytest.raises(Unavailable, match="ViTModel has no text features"):
         TextImageModel(dino, CPU)

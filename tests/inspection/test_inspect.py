@@ -109,6 +109,41 @@ def test_mistakes_are_named(project: Project, arguments: list[str], said: str, c
     assert said in " ".join(inspected(project, what, *options, code=code).split())
 
 
+def test_an_input_whose_first_prompt_inverts_nothing_is_found(project: Project) -> None:
+    sdedit = {"prompt": "a red star", "method": "sdedit"}
+    inputs = [INPUTS[1] | {"prompts": [sdedit, "x"]}, INPUTS[0], {"image": "other.png", "prompts": [sdedit]}]
+    project.picture("other.png", 3)
+    project.write(inputs).pnp("run")
+    inspected(project, "features", "--input", "wide.png", "--timesteps", "1")
+    assert (project.output / "inspect/features/000-wide").is_dir()
+    inspected(project, "features", "--input", "1", "--timesteps", "1")  # numbers are those of guidance images
+    assert (project.output / "inspect/features/000-a-b").is_dir()
+    assert "other.png is inverted for no prompt" in inspected(project, "features", "--input", "other.png", code=1)
+
+
+def test_results_of_one_prompt_are_told_apart(project: Project) -> None:
+    """By their settings on the page; and prompts that make the same file name overwrite none."""
+    one = {"prompt": "a red star", "pnp_f_t": 0.2}
+    more = {"prompt": "a red star", "num_inversion_steps": 50}
+    inputs = [INPUTS[0] | {"prompts": ["a red star", one, "a blue heart", "A blue: heart", more]}]
+    project.write(inputs).pnp("run")
+    inspected(project, "trajectory", "--timesteps", "1")
+    page = (project.output / "inspect/trajectory.html").read_text()
+    for name in ("a red star (pnp_f_t 0.8)", "a red star (pnp_f_t 0.2)", "A blue: heart"):
+        assert f'<th scope="row">{name}</th>' in page
+    assert "<h2>a &lt;b&gt;.png (num_inversion_steps 10)</h2>" in page
+    assert "<h2>a &lt;b&gt;.png (num_inversion_steps 50)</h2>" in page
+    files = {path.name for path in (project.output / "inspect/trajectory/000-a-b").iterdir()}
+    assert len(files) == 5
+
+
+def test_more_inputs_than_a_page_holds_are_counted(project: Project) -> None:
+    inputs = [{"generate": {"prompt": "a star", "seed": n}, "prompts": ["x"]} for n in range(52)]
+    project.write(inputs, defaults={"num_inference_steps": 1, "num_inversion_steps": 1}).pnp("run", "--limit", "1")
+    said = inspected(project, "features", "--timesteps", "1", "--layers", "4")
+    assert "2 of the guidance images are not shown; name them with --input" in said
+
+
 def test_before_a_run_it_says_what_to_run(project: Project) -> None:
     shutil.rmtree(project.store / "invert")
     assert "there are no trajectories yet; make them with: pnp-batch run" in inspected(project, "features", code=1)

@@ -183,6 +183,58 @@ def test_filters_by_quality_and_metric_and_sorts_by_metric(run: Run) -> None:
     }
 
 
+def with_figures(run: Run, values: list[float]) -> None:
+    """One source with a result for each figure."""
+    rows = []
+    for number, value in enumerate(values):
+        row = run.result("a.jpg", f"prompt {number}", run.trajectory("a.jpg", size=64), 64)
+        figures = {"structure_distance": value, "clip_similarity": 0.2 + number / 100}
+        rows.append({"key": row["key"], "source": "a.jpg", **figures})
+    run.outputs.write_file("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    run.report()
+
+
+def test_a_bar_shows_just_the_results_that_it_counts(run: Run) -> None:
+    with_figures(run, [0.0333333333, 0.0333333334, 0.1, 0.1 + 1e-9, 0.2, 0.29999999999999993])
+    assert drive(
+        run,
+        """
+        answer = [];
+        for (const bar of all(".bar").filter((e) => e.dataset.metric === "structure_distance")) {
+          bar.dispatchEvent(new MouseEvent("click", {bubbles: true}));
+          answer.push([bar.querySelector("title").textContent.split(": ")[1], seen(".tile").length]);
+        }
+        """,
+    ) == [["2 results", 2], ["2 results", 2], ["1 result", 1], ["1 result", 1]]
+
+
+def test_plots_work_by_keyboard(run: Run) -> None:
+    with_figures(run, [0.1, 0.2, 0.3])
+    answer = drive(
+        run,
+        """
+        $(".plots details").open = true;
+        const press = (key) => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
+        const stops = () => all(".plots [tabindex='0']").length;
+        answer = {stops: stops(), roles: [...new Set(all(".bar").map((e) => e.getAttribute("role")))]};
+        all(".bar")[0].focus(); press("End"); press("Enter");
+        answer.bar = seen(".tile .prompt").map((e) => e.textContent);
+        press("ArrowLeft"); press(" "); answer.space = seen(".tile .prompt").map((e) => e.textContent);
+        $(".point").focus(); press("ArrowRight"); press("ArrowRight"); press("ArrowRight");
+        answer.point = [document.activeElement.getAttribute("href"), document.activeElement.querySelector("title").textContent];
+        answer.after = stops();
+        """,
+    )
+    assert answer == {
+        "stops": 3,  # the scatter plot and two histograms: the reconstruction's PSNR is the same for all
+        "roles": ["button"],
+        "bar": ["prompt 2"],
+        "space": ["prompt 1"],
+        "point": ["#r3", "prompt 2 (a.jpg)"],
+        "after": 3,
+    }
+
+
 def test_compares_a_result_with_its_source(gallery: Run) -> None:
     answer = drive(
         gallery,
@@ -231,6 +283,16 @@ def test_nothing_sticks_out_at_any_width(gallery: Run, width: int, height: int) 
     assert drive(gallery, script, size) == [0, 0]
 
 
+def test_what_is_scrolled_to_is_not_hidden_by_the_tools(gallery: Run) -> None:
+    """They take two lines in a window of this width."""
+    script = """
+        await wait(200); $("#r5").scrollIntoView(); await wait(200);
+        const [tools, tile] = [$("#tools"), $("#r5")].map((e) => e.getBoundingClientRect());
+        answer = [tools.height > 96, tile.top >= tools.bottom];
+    """
+    assert drive(gallery, script, "--window-size=900,500") == [True, True]
+
+
 def test_two_thousand_results_stay_usable(run: Run) -> None:
     for number in range(1000):
         source = f"photos/{number}.jpg"
@@ -268,6 +330,28 @@ def test_videos_play(run: Run) -> None:
         ["Reconstruction of wolf.mp4", 32, True, True, None],
         ["Result: a shiny silver robotic wolf", 32, True, True, None],
     ]
+
+
+def test_a_video_plays_by_itself_in_view_and_waits_out_of_it(run: Run) -> None:
+    run.video("wolf.mp4", "a shiny silver robotic wolf")
+    for number in range(30):
+        run.result(f"{number}.jpg", "a marble cat", run.trajectory(f"{number}.jpg", size=200), 200)
+    run.video("last.mp4", "a bronze wolf")
+    run.report()
+    answer = drive(
+        run,
+        """
+        const [first, last] = [all("video")[0], all("video").at(-1)];
+        for (let i = 0; i < 20 && first.paused; i++) await wait(50);
+        answer = {first: first.paused, last: [last.paused, last.readyState]};
+        last.scrollIntoView();
+        for (let i = 0; i < 20 && last.paused; i++) await wait(50);
+        answer.scrolled = [first.paused, last.paused];
+        """,
+        "--autoplay-policy=no-user-gesture-required",
+        "--window-size=1000,700",
+    )
+    assert answer == {"first": False, "last": [True, 0], "scrolled": [True, False]}
 
 
 def test_videos_are_allowed_by_the_policy(run: Run, tmp_path: Path) -> None:

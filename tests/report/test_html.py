@@ -103,6 +103,19 @@ def test_prompts_and_names_are_text_and_never_markup(run: Run) -> None:
     assert all(attrs["src"].startswith("data:image/") for attrs in page.all("img") if "src" in attrs)
 
 
+def test_a_long_video_says_that_its_beginning_is_shown(run: Run) -> None:
+    run.video("wolf.mp4", "a robotic wolf", frames=241, duration=10.0)
+    run.video("cat.mp4", "a robotic cat", frames=240, duration=10.0)
+    assert Page(run.report()).text.count("the first 240 frames are shown") == 1
+
+
+def test_a_command_for_a_result_that_is_there_says_what_it_does(run: Run) -> None:
+    row = run.result("horse.jpg", "a zebra", run.trajectory("horse.jpg"))
+    assert "computes nothing until the store has lost it" in Page(run.report()).text
+    (run.outputs.root / row["file_name"]).unlink()
+    assert "computes nothing" not in Page(run.report()).text
+
+
 def test_links_lead_to_the_pictures_and_nowhere_else(run: Run) -> None:
     name = 'images/ü/50% of "a" <b>#1?x=1&amp;.png'
     run.result("horse.jpg", "a zebra", run.trajectory("horse.jpg"), file_name=name)

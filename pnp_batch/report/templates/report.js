@@ -197,6 +197,39 @@
     if (point && $(point.getAttribute("href"))?.checkVisibility() === false) $("#clear").click(); // it was filtered out
   });
 
+  // One stop of the Tab key for each plot: two thousand points would be two thousand stops.
+  const steps = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1, Home: -Infinity, End: Infinity };
+  document.addEventListener("keydown", (event) => {
+    const item = event.target.closest(".bar, .point");
+    if (!item) return;
+    if (event.key in steps) {
+      const items = all(".bar, .point", item.closest("svg"));
+      const next = items[Math.min(Math.max(items.indexOf(item) + steps[event.key], 0), items.length - 1)];
+      item.setAttribute("tabindex", "-1");
+      next.setAttribute("tabindex", "0");
+      next.focus();
+    } else if (item.matches(".bar") && (event.key === "Enter" || event.key === " ")) {
+      item.dispatchEvent(new MouseEvent("click", { bubbles: true }));
+    } else return;
+    event.preventDefault();
+  });
+
+  // Videos ---------------------------------------------------------------------------------------------------------
+
+  // Hundreds of them cannot all be decoded: one plays while it is in view.
+  if (!matchMedia("(prefers-reduced-motion: reduce)").matches) {
+    const inView = new WeakSet();
+    const observer = new IntersectionObserver((entries) => {
+      for (const { target, isIntersecting } of entries) {
+        if (isIntersecting) {
+          inView.add(target);
+          target.play().catch(() => {}); // where a browser plays nothing unasked, there are the controls
+        } else if (inView.delete(target)) target.pause();
+      }
+    });
+    for (const video of all("video")) observer.observe(video);
+  }
+
   // Compare --------------------------------------------------------------------------------------------------------
 
   const dialog = $("#compare");
@@ -291,6 +324,11 @@
     button.textContent = "Copied";
     setTimeout(() => (button.textContent = words), 1500);
   });
+
+  // What is scrolled to, and what sticks, stays below the tools, which take two lines in a narrow window.
+  new ResizeObserver(() => {
+    document.documentElement.style.setProperty("--tools", `${tools.offsetHeight}px`);
+  }).observe(tools);
 
   showMetric();
   filter();

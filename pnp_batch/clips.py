@@ -168,7 +168,12 @@ class ClipReader:
             ItemError: It cannot be decoded.
         """
         if self._reader is None or (self._reader.path, self._reader.footage) != (clip.path, clip.footage):
-            if self._reader is not None:
-                self._reader.close()
+            self.close()
             self._reader = VideoReader(clip.path, clip.footage)
         return self._reader.frame(clip.numbers[place], size)
+
+    def close(self) -> None:
+        """Lets go of the clip."""
+        if self._reader is not None:
+            self._reader.close()
+        self._reader = None

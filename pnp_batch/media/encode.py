@@ -6,10 +6,12 @@ same frames and settings give the same bytes on every machine: one thread, no CP
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -19,13 +21,14 @@ import av
 import imageio_ffmpeg
 import numpy as np
 from av.container import OutputContainer
+from av.error import FFmpegError
 from PIL import Image
 
 from pnp_batch.errors import ItemError
 from pnp_batch.media.images import Pixels, encode_png
 from pnp_batch.media.video import LOCAL_ONLY, Timing
 
-ENCODE_VERSION = 1  # part of every video's key: raise it when the same frames become other bytes
+ENCODE_VERSION = 2  # part of every video's key: raise it when the same frames become other bytes
 BT709 = 1
 BITEXACT: int = av.container.Flags.bitexact.value  # type: ignore[assignment]  # its stub leaves the value out
 LIMITED = 1  # 16 to 235
@@ -127,10 +130,20 @@ def write_video(
         sound: The source's sound, if it has any.
 
     Raises:
-        ItemError: The sound cannot be read.
+        ItemError: The sound cannot be read, or the frames cannot be written in this way.
         OSError: The disk is full.
     """
-    how = FORMATS[kind]
+    try:
+        _write(path, frames, look, kind, sound)
+    except OSError:
+        raise  # PyAV's errors of the system are these, too
+    except (FFmpegError, ValueError, LookupError, ArithmeticError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ItemError(f"the video could not be written as {kind} ({what}); another `container:` may do") from error
+
+
+def _write(path: Path, frames: Iterable[Pixels], look: Look, kind: str, sound: Sound | None) -> None:
+    how, look = FORMATS[kind], replace(look, timing=look.timing.simplified())
     if kind == "frames":
         _write_folder(path, frames)
     elif kind == "gif":
@@ -275,9 +288,10 @@ def _ffmpeg(*arguments: object) -> None:
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-threads", "1", *map(str, arguments)]
     ended = subprocess.run(command, capture_output=True, check=False)
     if ended.returncode:
-        raise ItemError(
-            f"ffmpeg could not write {arguments[-1]}: {ended.stderr.decode(errors='replace').strip()[-300:]}"
-        )
+        said = ended.stderr.decode(errors="replace").strip()[-300:]
+        if os.strerror(errno.ENOSPC) in said:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise ItemError(f"ffmpeg could not write {arguments[-1]}: {said}")
 
 
 def side_by_side(left: Iterable[Pixels], right: Iterable[Pixels]) -> Iterator[Pixels]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,10 @@ from pnp_batch.media.images import MAX_PIXELS, SUFFIXES, Pixels, load_rgb, pictu
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif,avi,mpeg,mpegts,h264,hevc,ivf,ogg"
 LOCAL_ONLY = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
 MAX_FRAMES = 1_000_000  # eleven hours at 25 frames a second
-VIDEO_VERSION = 1  # part of every digest of a frame: raise it when the same file decodes to other pixels
+VIDEO_VERSION = 2  # part of every digest of a frame: raise it when the same file decodes to other pixels
 
+HDR = {16: "PQ", 18: "HLG"}  # transfer functions (ITU-T H.273) whose numbers are not those of a screen
+SHORTEST_TICK = Fraction(1, 1_000_000)  # seconds
 FAR = 64  # frames ahead from which on seeking is cheaper than decoding what lies between
 
 
@@ -73,6 +76,14 @@ class Timing:
         """The timing of the first frames."""
         return self.chosen(range(count), len(self.times)) if count < len(self.times) else self
 
+    def simplified(self) -> Timing:
+        """The same times from 0 in the longest ticks that tell them; in microseconds where those are shorter: few muxers can."""
+        times = [time - self.times[0] for time in (*self.times, self.end)]
+        longest = self.tick * gcd(*times)
+        tick = longest if longest >= SHORTEST_TICK else SHORTEST_TICK
+        *starts, end = (round(time * self.tick / tick) for time in times)
+        return Timing(tuple(starts), end, tick)
+
     def regular(self, rate: Fraction | None) -> Timing:
         """Evenly at `rate` frames a second, where these times are that but for rounding to their tick; else as it is."""
         step = 1 / (rate * self.tick) if rate else Fraction(0)
@@ -96,6 +107,7 @@ class Footage:
         nominal: Frames a second as the file states it; its times may be rounded to milliseconds.
         seekable: Whether a frame can be found by its time.
         files: For a folder of numbered frames their names.
+        notes: What a person should know who translates it.
     """
 
     timing: Timing
@@ -107,6 +119,7 @@ class Footage:
     nominal: Fraction | None = None
     seekable: bool = True
     files: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; see `from_json`."""
@@ -119,7 +132,7 @@ class Footage:
         timing = values["timing"]
         read = Timing(tuple(timing["times"]), timing["end"], Fraction(timing["tick"]))
         nominal = values["nominal"] and Fraction(values["nominal"])
-        lists = {"size": tuple(values["size"]), "files": tuple(values["files"])}
+        lists = {name: tuple(values[name]) for name in ("size", "files", "notes")}
         return cls(**{**values, **lists, "timing": read, "nominal": nominal})
 
 
@@ -189,11 +202,21 @@ class _Survey:
             nominal=self._stream.guessed_rate,
             size=_display_size(self._first, self._stream.sample_aspect_ratio),
             rotation=_rotation(self._first),
-            audio=bool(self._container.streams.audio),
+            audio=bool(self._container.streams.audio) and _is_known(self._container.streams.audio[0]),
             offset=max(round(float(self._times[0] * self._tick) - begin, 6), 0.0),
             problem="" if self._lenient else self._problem,
             seekable=self._seekable and not self._problem and "gif" not in self._container.format.name,
+            notes=tuple(self._notes()),
         )
+
+    def _notes(self) -> Iterator[str]:
+        sounds = self._container.streams.audio
+        if sounds and not _is_known(sounds[0]):
+            yield "its sound is of a kind that cannot be read; the result has none"
+        elif len(sounds) > 1:
+            yield f"of its {len(sounds)} sound tracks the result has the first"
+        if self._first.color_trc in HDR:
+            yield f"it is HDR ({HDR[self._first.color_trc]}), which is read as it is, without tone mapping: it will look flat"
 
     def _damaged(self, message: str) -> None:
         self._problem = self._problem or message
@@ -228,6 +251,11 @@ class _Survey:
         if stated is not None and found < stated - slack:
             return f"the file is truncated: it states {stated:.1f} s, {found:.1f} s of frames are there"
         return ""
+
+
+def _is_known(sound: Any) -> bool:
+    """Whether there is a decoder for a sound track; PyAV has no codec context otherwise."""
+    return sound.codec_context is not None
 
 
 def _stated_seconds(container: InputContainer, stream: Any) -> float | None:

@@ -169,6 +169,22 @@ class TestWriting:
             t * timing.tick for t in (*timing.times, timing.end)
         ]
 
+    @pytest.mark.parametrize("kind", ["mp4", "webm"])
+    def test_times_finer_than_containers_can_tell_are_rounded(self, tmp_path: Path, kind: str) -> None:
+        timing = Timing((5, 41708338, 83416672), 125125005, Fraction(1, 10**9))
+        write_video(tmp_path / "out", smooth(3), Look(timing, Fraction(4, 3)), kind)
+        found = survey_of(tmp_path / "out").timing
+        wanted = [0, 0.041708, 0.083417]
+        assert [float(t * found.tick) for t in found.times] == pytest.approx(
+            wanted, abs=1e-3 if kind == "webm" else 1e-6
+        )
+
+    @pytest.mark.parametrize("kind", ["mp4", "webm"])
+    def test_what_an_encoder_refuses_is_that_videos_error(self, tmp_path: Path, kind: str) -> None:
+        backwards = Look(Timing((0, 2, 1), 3, Fraction(1, 10)), Fraction(1))
+        with pytest.raises(ItemError, match=rf"could not be written as {kind} \(.*another `container:`"):
+            write_video(tmp_path / "out", smooth(3), backwards, kind)
+
     def test_turning_and_aspect_are_those_of_the_source(self, tmp_path: Path) -> None:
         ffmpeg(
             "-display_rotation",

@@ -128,7 +128,7 @@ def _footage(path: Path, spec: VideoSpec, store: Path) -> Footage:
     folder = store / "clips"
 
     def look() -> str:
-        footage = survey_of(path, lenient=spec.partial, rate=Fraction(str(spec.fps)))
+        footage = survey_of(path, lenient=spec.partial, rate=Fraction(spec.fps))
         text = json.dumps(footage.as_json())
         digest = sha256(text.encode())
         with disk_errors_named(f"to {folder}"):

@@ -30,6 +30,8 @@ from pnp_batch.media.video import LOCAL_ONLY, Timing
 
 ENCODE_VERSION = 2  # part of every video's key: raise it when the same frames become other bytes
 BT709 = 1
+UNSEEN = 0.02  # of an aspect: sides are rounded to cells of the model
+GIF_SHORTEST = Fraction(1, 50)  # seconds that a frame is shown
 BITEXACT: int = av.container.Flags.bitexact.value  # type: ignore[assignment]  # its stub leaves the value out
 LIMITED = 1  # 16 to 235
 
@@ -145,17 +147,50 @@ def write_video(
 def _write(path: Path, frames: Iterable[Pixels], look: Look, kind: str, sound: Sound | None) -> None:
     how, look = FORMATS[kind], replace(look, timing=look.timing.simplified())
     if kind == "frames":
-        _write_folder(path, frames)
+        _write_folder(path, _square(frames, look.aspect))
     elif kind == "gif":
+        timing, kept = _for_gif(look.timing)
+        shown = (frame for frame, is_kept in zip(frames, kept, strict=True) if is_kept)
         with _beside(path, ".mkv") as lossless:
-            _encode(lossless, frames, look, how)
-            _as_gif(lossless, path, look.timing)
+            _encode(lossless, _square(shown, look.aspect), replace(look, timing=timing), how)
+            _as_gif(lossless, path, timing)
     elif sound is None and how.interim == how.muxer:
         _encode(path, frames, look, how)
     else:
         with _beside(path, how.suffix) as silent:
             _encode(silent, frames, look, how)
             _finish(silent, path, sound, how)
+
+
+def shortcomings(look: Look, kind: str) -> Iterator[str]:
+    """What a kind of file cannot tell of how frames are to be shown, for a person."""
+    if kind == "gif" and not all(kept := _for_gif(look.timing)[1]):
+        yield f"a GIF shows at most 50 frames a second: it has {sum(kept)} of the {len(kept)} frames"
+    if kind == "webm" and not look.timing.is_constant:
+        yield "a WebM file does not tell how long its last frame is shown"
+
+
+def _for_gif(timing: Timing) -> tuple[Timing, list[bool]]:
+    """Times that browsers keep to, who slow down what is shown for less than 2/100 s, and which frames they leave."""
+    ends = (*timing.times[1:], timing.end)
+    if all((end - time) * timing.tick >= GIF_SHORTEST for time, end in zip(timing.times, ends, strict=True)):
+        return timing, [True] * len(timing.times)
+    slots = [int((time - timing.times[0]) * timing.tick / GIF_SHORTEST) for time in (*timing.times, timing.end)]
+    kept = [n == 0 or slot > slots[n - 1] for n, slot in enumerate(slots[:-1])]
+    times = tuple(slot for slot, is_kept in zip(slots, kept, strict=False) if is_kept)
+    return Timing(times, max(slots[-1], times[-1] + 1), GIF_SHORTEST), kept
+
+
+def _square(frames: Iterable[Pixels], aspect: Fraction) -> Iterator[Pixels]:
+    """Frames with square pixels, for files that know no others: the squeezed side is stretched."""
+    for pixels in frames:
+        height, width = pixels.shape[:2]
+        ratio = float(aspect * height / width)
+        size = (round(width * ratio), height) if ratio > 1 else (width, round(height / ratio))
+        if abs(ratio - 1) < UNSEEN:
+            yield pixels
+        else:
+            yield np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
 
 
 def _write_folder(folder: Path, frames: Iterable[Pixels]) -> None:
@@ -249,9 +284,10 @@ def _as_gif(lossless: Path, path: Path, timing: Timing) -> None:
     """In two passes over the file: one palette for the whole clip, then the frames; neither holds the clip."""
     last = round((timing.end - timing.times[-1]) * timing.tick * 100)
     with _beside(path, ".png") as palette:
-        _ffmpeg("-i", lossless, "-vf", "palettegen=stats_mode=diff", "-frames:v", "1", "-y", palette)
+        _ffmpeg("-i", lossless, "-vf", "palettegen=stats_mode=diff", "-frames:v", "1", "-update", "1", "-y", palette)
         _ffmpeg(
-            *("-i", lossless, "-i", palette, "-lavfi", "paletteuse=dither=bayer:bayer_scale=4:diff_mode=rectangle"),
+            *("-i", lossless, "-f", "png_pipe", "-i", palette),
+            *("-lavfi", "paletteuse=dither=bayer:bayer_scale=4:diff_mode=rectangle"),
             *("-fps_mode", "passthrough", "-enc_time_base", "1:100", "-final_delay", last, "-f", "gif", "-y", path),
         )
 

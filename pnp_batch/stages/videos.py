@@ -22,7 +22,16 @@ from pnp_batch.clips import Clip, ClipReader, Window
 from pnp_batch.errors import ItemError
 from pnp_batch.inputs import Translation
 from pnp_batch.ledger import unit_name
-from pnp_batch.media.encode import ENCODE_VERSION, FORMATS, Look, Sound, side_by_side, small_preview, write_video
+from pnp_batch.media.encode import (
+    ENCODE_VERSION,
+    FORMATS,
+    Look,
+    Sound,
+    shortcomings,
+    side_by_side,
+    small_preview,
+    write_video,
+)
 from pnp_batch.media.images import Pixels
 from pnp_batch.plan import Job, noted_digest
 from pnp_batch.stages.work import Context, Item, Unit, items_of
@@ -239,9 +248,9 @@ def _assemble(context: Context, video: _Video) -> None:
     name, spec = video.name, video.clip.spec
     beginning: list[Pixels] = []
     if not context.outputs.has(name):
-        for note in video.clip.footage.notes:
-            context.events.note(f"{video.job.source.name}: {note}")
         look = video.look(2 if spec.side_by_side else 1)
+        for note in (*video.clip.footage.notes, *shortcomings(look, spec.container)):
+            context.events.note(f"{video.job.source.name}: {note}")
         frames = _noted(video.results(), beginning)
         frames = side_by_side(video.sources(), frames) if spec.side_by_side else frames
         marked = unit_name(STAGE, video.key)

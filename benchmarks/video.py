@@ -6,8 +6,8 @@
     python benchmarks/video.py --clips 0 --lengths 40 80 160        # cost and memory against the length of the clip
     python benchmarks/video.py --clips 0 --steadying 512            # cost of the last pass at this side in pixels
 
-The rows: frame by frame (`none`); keyframes as translated, without the motion-compensated pass of assembly (`translated`);
-and what a user gets (`keyframes`).
+The rows: frame by frame (`none`), and what the motion-compensated pass of assembly would make of that (`steadied`); keyframes
+without that pass (`translated`), and with it, as a user gets them (`keyframes`).
 
 Rendered clips have a known motion, so the next frame can be brought back exactly. Of every pair of neighbouring frames:
 
@@ -52,8 +52,8 @@ from pnp_batch.shapes.scenes import BACKGROUNDS, MATERIALS, render, stream
 from pnp_batch.store import ArtifactStore
 
 Array = NDArray[np.float64]
-MODES = ("none", "translated", "keyframes")
-NAMES = {"none": "frame by frame", "translated": "keyframes, as translated", "keyframes": "keyframes"}
+MODES = ("none", "steadied", "translated", "keyframes")
+NAMES = {"none": "frame by frame", "steadied": "frame by frame + pass", "translated": "keyframes - pass"}
 MEASURES = ("warp_error", "static_change", "mask_iou", "text_error", "sharpness", "seam")
 
 
@@ -196,7 +196,10 @@ def translated(
     for row in rows:
         files = sorted((folder / "out" / row["file_name"]).glob("*.png"))
         found.setdefault(row["source"], {})[row["consistency"]] = np.stack([iio.imread(file) for file in files])
-        if row["consistency"] == "keyframes":
+        if row["consistency"] == "none":
+            sources = next(case.frames for case in cases if case.name == row["source"])
+            found[row["source"]]["steadied"] = np.stack(list(steadied(found[row["source"]]["none"], sources)))
+        else:
             found[row["source"]]["translated"] = _as_translated(ArtifactStore(folder / "out/store"), row)
     return found
 
@@ -296,10 +299,11 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     colours = {
         "source": (150, 150, 150),
         "none": (214, 96, 77),
+        "steadied": (244, 165, 130),
         "translated": (146, 197, 222),
         "keyframes": (33, 102, 172),
     }
-    width, height, left, bottom = max(110 * len(clips) + 80, 680), 320, 50, 40
+    width, height, left, bottom = max(124 * len(clips) + 80, 820), 320, 50, 40
     picture = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(picture)
     top = max(by.values())
@@ -309,12 +313,12 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         draw.text((6, y - 6), f"{share * top:.1f}", fill="black")
     for n, name in enumerate(clips):
         for m, (mode, colour) in enumerate(colours.items()):
-            x = left + 14 + 110 * n + 22 * m
+            x = left + 14 + 124 * n + 22 * m
             y = height - bottom - by[name, mode] / top * (height - bottom - 50)
             draw.rectangle([x, y, x + 18, height - bottom], fill=colour)
-        draw.text((left + 14 + 110 * n, height - bottom + 8), name[:12], fill="black")
+        draw.text((left + 14 + 124 * n, height - bottom + 8), name[:12], fill="black")
     for m, (mode, colour) in enumerate(colours.items()):
-        begin = left + 60 + 150 * m
+        begin = left + 40 + 145 * m
         draw.rectangle([begin, 12, begin + 12, 24], fill=colour)
         draw.text((begin + 18, 12), NAMES.get(mode, mode), fill="black")
     draw.text((6, 12), "warp error", fill="black")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -18,6 +20,7 @@ from running import Project, start
 from typer.testing import CliRunner
 
 from pnp_batch.cli import app
+from pnp_batch.clips import survey_unit
 from pnp_batch.media.motion import steadied
 from pnp_batch.media.video import VideoReader, survey_of
 from pnp_batch.shapes.clips import clip
@@ -219,6 +222,22 @@ class TestDamage:
         (row,) = project.rows()
         assert not row["sound"] and not survey_of(project.output / row["file_name"]).audio
         assert "a.mp4: its sound is of a kind that cannot be read" in (project.output / "run.log").read_text()
+
+    def test_a_video_that_kills_whoever_plans_is_given_up(self, project: Project) -> None:
+        for name in ("a.mp4", "b.mp4"):
+            film(project.folder / name, seconds=0.2, sound=False)
+        project.write([{"video": name, "prompts": [PROMPT]} for name in ("a.mp4", "b.mp4")], defaults=SIZE)
+        unit, ledger = survey_unit(project.folder / "a.mp4"), project.output / "ledger"
+        code = "import os, sys; from pathlib import Path; from pnp_batch.ledger import Ledger; "
+        code += (
+            "ledger = Ledger(Path(sys.argv[1]))\nwith ledger.crashes_noted(), ledger.attempt([sys.argv[2]]): os.abort()"
+        )
+        for _ in range(3):
+            assert subprocess.run([sys.executable, "-c", code, ledger, unit], check=False).returncode == -signal.SIGABRT
+        assert "1 of 2 results are there" in project.pnp("run", code=1)
+        (failure,) = project.failures()
+        assert failure["source"] == "a.mp4" and "the worker died 3 times" in failure["error"]
+        assert "1 of 1 results are there" in project.pnp("run", "--retry-failed")
 
     def test_a_broken_video_fails_alone_and_says_what_to_do(self, project: Project) -> None:
         whole = film(project.folder / "b.mp4", "-movflags", "+faststart")

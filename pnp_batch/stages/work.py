@@ -211,7 +211,7 @@ class Item:
 
     def _say_what_is_wrong(self, path: Path) -> None:
         if self.job.source.video is not None:
-            clips.opened(path, self.job.source.video, self.context.store.root)
+            clips.opened(path, self.job.source.video, self.context.store.root, self.context.ledger)
         else:
             load_rgb(path, (8, 8))
         raise ItemError(f"{path}: could not be read when the plan was made; run again")

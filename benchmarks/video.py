@@ -291,11 +291,12 @@ def cost(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Warp errors of every clip as bars, frame by frame against keyframes, as PNG."""
+    """Warp errors of every clip as bars, in percent of frame by frame, as PNG."""
     from PIL import ImageDraw
 
     clips = list(dict.fromkeys(row["clip"] for row in rows))
-    by = {(row["clip"], row["mode"]): row["warp_error"] for row in rows}
+    errors = {(row["clip"], row["mode"]): row["warp_error"] for row in rows}
+    share = {(name, mode): error / errors[name, "none"] for (name, mode), error in errors.items()}
     colours = {
         "source": (150, 150, 150),
         "none": (214, 96, 77),
@@ -303,22 +304,22 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         "translated": (146, 197, 222),
         "keyframes": (33, 102, 172),
     }
-    width, height, left, bottom = max(124 * len(clips) + 80, 820), 320, 50, 40
+    width, height, left, bottom = max(124 * len(clips) + 80, 820), 320, 60, 40
     picture = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(picture)
-    top = max(by.values())
-    for share in (0, 0.5, 1):
-        y = height - bottom - share * (height - bottom - 50)
-        draw.line([(left, y), (width - 20, y)], fill=(220, 220, 220))
-        draw.text((6, y - 6), f"{share * top:.1f}", fill="black")
+    full = (height - bottom - 50) / max(share.values())
+    for line in (0, 0.5, 1):
+        y = height - bottom - line * full
+        draw.line([(left, y), (width - 20, y)], fill=(120, 120, 120) if line == 0.5 else (220, 220, 220))
+        draw.text((left - 36, y - 6), f"{line:.0%}", fill="black")
     for n, name in enumerate(clips):
         for m, (mode, colour) in enumerate(colours.items()):
             x = left + 14 + 124 * n + 22 * m
-            y = height - bottom - by[name, mode] / top * (height - bottom - 50)
+            y = height - bottom - share[name, mode] * full
             draw.rectangle([x, y, x + 18, height - bottom], fill=colour)
         draw.text((left + 14 + 124 * n, height - bottom + 8), name[:12], fill="black")
     for m, (mode, colour) in enumerate(colours.items()):
-        begin = left + 40 + 145 * m
+        begin = left + 50 + 140 * m
         draw.rectangle([begin, 12, begin + 12, 24], fill=colour)
         draw.text((begin + 18, 12), NAMES.get(mode, mode), fill="black")
     draw.text((6, 12), "warp error", fill="black")
@@ -342,6 +343,8 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="write a plot here")
     parser.add_argument("--work", type=Path, help="folder for clips and results, kept; default: a temporary one")
     arguments = parser.parse_args()
+    if Path(arguments.model).exists():
+        arguments.model = str(Path(arguments.model).absolute())  # manifests lie elsewhere
     with tempfile.TemporaryDirectory() as temporary:
         folder = (arguments.work or Path(temporary)).absolute()
         found: dict[str, Any] = {}

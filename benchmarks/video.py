@@ -2,7 +2,12 @@
 
     python benchmarks/video.py --clips 6 --frames 24 --json video.json --plot docs/video.png
     python benchmarks/video.py --clips 0 --film wolf.mp4 --film-prompt "a shiny silver robotic wolf"
+    python benchmarks/video.py --clips 1 --frames 88                # several windows: what is seen where they overlap
     python benchmarks/video.py --clips 0 --lengths 40 80 160        # cost and memory against the length of the clip
+    python benchmarks/video.py --clips 0 --steadying 512            # cost of the last pass at this side in pixels
+
+The rows: frame by frame (`none`), and what the motion-compensated pass of assembly would make of that (`steadied`); keyframes
+without that pass (`translated`), and with it, as a user gets them (`keyframes`).
 
 Rendered clips have a known motion, so the next frame can be brought back exactly. Of every pair of neighbouring frames:
 
@@ -10,7 +15,10 @@ Rendered clips have a known motion, so the next frame can be brought back exactl
   pixels that are seen in both; `source` is what the source itself has, from resampling and shading;
 - static change: mean absolute difference where nothing moves;
 - mask IoU: of the object's exact mask and the pixels that are nearer to the colour inside it than to that outside;
-- text error: how far the mean colours of object and background are from the same scene rendered with what the prompt asks for.
+- text error: how far the mean colours of object and background are from the same scene rendered with what the prompt asks for;
+- sharpness: mean absolute difference of neighbouring pixels, to the right and below: blurring would lower it, and with it the
+  warp error;
+- seam: warp error where two windows overlap, over that elsewhere; 1 is no seam.
 
 A film has no known motion; the optical flow of its source stands in for it, where following it forth and back leads home.
 """
@@ -22,6 +30,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,18 +38,23 @@ from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
+import torch
 import yaml
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import binary_dilation, map_coordinates
 
+from pnp_batch.clips import SEGMENT, WINDOW
 from pnp_batch.media.images import encode_png
+from pnp_batch.media.motion import steadied
 from pnp_batch.shapes.clips import clip, clip_scenes
 from pnp_batch.shapes.scenes import BACKGROUNDS, MATERIALS, render, stream
+from pnp_batch.store import ArtifactStore
 
 Array = NDArray[np.float64]
-MODES = ("none", "keyframes")
-MEASURES = ("warp_error", "static_change", "mask_iou", "text_error")
+MODES = ("none", "steadied", "translated", "keyframes")
+NAMES = {"none": "frame by frame", "steadied": "frame by frame + pass", "translated": "keyframes - pass"}
+MEASURES = ("warp_error", "static_change", "mask_iou", "text_error", "sharpness", "seam")
 
 
 @dataclass(frozen=True)
@@ -134,6 +148,9 @@ def measured(case: Case, frames: NDArray[np.uint8]) -> dict[str, float]:
         warp.append(np.mean((returned - frames[n])[seen] ** 2))
         change.append(np.mean(np.abs(frames[n + 1] - frames[n])[still]))
     found = {"warp_error": float(np.mean(warp)), "static_change": float(np.nanmean(change))}
+    found["sharpness"] = float(np.mean([np.abs(np.diff(frames, axis=axis)).mean() for axis in (1, 2)]))
+    if any(overlaps := _overlaps(len(frames))):
+        found["seam"] = float(np.mean(np.array(warp)[overlaps]) / np.mean(np.array(warp)[~overlaps]))
     if case.masks is not None and case.truth is not None:
         pairs = list(zip(frames, case.masks, strict=True))
         found["mask_iou"] = float(np.mean([_iou(frame, mask) for frame, mask in pairs]))
@@ -142,6 +159,12 @@ def measured(case: Case, frames: NDArray[np.uint8]) -> dict[str, float]:
             np.mean([_colour_gap(frame, other, mask) for (frame, mask), other in zip(pairs, truth, strict=True)])
         )
     return found
+
+
+def _overlaps(count: int) -> NDArray[np.bool_]:
+    """For each pair of neighbouring frames whether one of them stands in two windows."""
+    shared = np.array([n >= WINDOW - SEGMENT and n % (WINDOW - SEGMENT) < SEGMENT for n in range(count)])
+    return shared[:-1] | shared[1:]
 
 
 def _iou(frame: Array, mask: NDArray[np.bool_]) -> float:
@@ -163,7 +186,7 @@ def translated(
         (folder / case.name).mkdir(parents=True, exist_ok=True)
         for n, frame in enumerate(case.frames):
             (folder / case.name / f"{n:05}.png").write_bytes(encode_png(frame))
-        prompts = [{"prompt": case.prompt, "consistency": mode} for mode in MODES]
+        prompts = [{"prompt": case.prompt, "consistency": mode} for mode in ("none", "keyframes")]
         inputs.append({"video": case.name, "container": "frames", "prompts": prompts})
     content = {"model": model, "output_dir": "out", "defaults": dict(defaults), "inputs": inputs}
     (folder / "manifest.yaml").write_text(yaml.safe_dump(content))
@@ -173,7 +196,35 @@ def translated(
     for row in rows:
         files = sorted((folder / "out" / row["file_name"]).glob("*.png"))
         found.setdefault(row["source"], {})[row["consistency"]] = np.stack([iio.imread(file) for file in files])
+        if row["consistency"] == "none":
+            sources = next(case.frames for case in cases if case.name == row["source"])
+            found[row["source"]]["steadied"] = np.stack(list(steadied(found[row["source"]]["none"], sources)))
+        else:
+            found[row["source"]]["translated"] = _as_translated(ArtifactStore(folder / "out/store"), row)
     return found
+
+
+def _as_translated(store: ArtifactStore, row: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """The frames of a video as the store keeps them, windows going over into each other, without what assembly does."""
+    keys = iter(store.find("assemble", row["key"]).meta["frames"])
+    frames = np.zeros((row["frames"], 1, 1, 1))
+    for first in range(0, max(row["frames"] - SEGMENT, 1), WINDOW - SEGMENT):
+        for n in range(first, min(first + WINDOW, row["frames"])):
+            picture = store.find("translate", next(keys)).load("result")["image"].astype(float)
+            frames = frames if frames.shape[1] > 1 else np.zeros((row["frames"], *picture.shape))
+            share = (n - first + 1) / (SEGMENT + 1) if first and n < first + SEGMENT else 1
+            frames[n] += share * (picture - frames[n])
+    return np.round(frames).astype(np.uint8)
+
+
+def steadying(side: int, frames: int = 16) -> None:
+    """CPU seconds a frame of the motion-compensated pass, on one thread."""
+    torch.set_num_threads(1)
+    made = clip(0, frames, side).frames
+    begin = time.process_time()
+    for _ in steadied(made, made):
+        pass
+    print(f"steadying at {side}x{side}: {(time.process_time() - begin) / frames:.2f} CPU s a frame")
 
 
 def steadiness(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
@@ -205,7 +256,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             values = {m: [row[m] for row in own if row["mode"] == mode and m in row] for m in MEASURES}
             cells = [f"{np.mean(values[m]):.3f}" if values[m] else "" for m in MEASURES]
             if any(cells):
-                lines.append(f"| {name} | {mode} | " + " | ".join(cells) + " |")
+                lines.append(f"| {name} | {NAMES.get(mode, mode)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -240,30 +291,38 @@ def cost(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Warp errors of every clip as bars, frame by frame against keyframes, as PNG."""
+    """Warp errors of every clip as bars, in percent of frame by frame, as PNG."""
     from PIL import ImageDraw
 
     clips = list(dict.fromkeys(row["clip"] for row in rows))
-    by = {(row["clip"], row["mode"]): row["warp_error"] for row in rows}
-    colours = {"source": (150, 150, 150), "none": (214, 96, 77), "keyframes": (67, 147, 195)}
-    width, height, left, bottom = 90 * len(clips) + 130, 320, 50, 40
+    errors = {(row["clip"], row["mode"]): row["warp_error"] for row in rows}
+    share = {(name, mode): error / errors[name, "none"] for (name, mode), error in errors.items()}
+    colours = {
+        "source": (150, 150, 150),
+        "none": (214, 96, 77),
+        "steadied": (244, 165, 130),
+        "translated": (146, 197, 222),
+        "keyframes": (33, 102, 172),
+    }
+    width, height, left, bottom = max(124 * len(clips) + 80, 820), 320, 60, 40
     picture = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(picture)
-    top = max(by.values())
-    for share in (0, 0.5, 1):
-        y = height - bottom - share * (height - bottom - 50)
-        draw.line([(left, y), (width - 20, y)], fill=(220, 220, 220))
-        draw.text((6, y - 6), f"{share * top:.1f}", fill="black")
+    full = (height - bottom - 50) / max(share.values())
+    for line in (0, 0.5, 1):
+        y = height - bottom - line * full
+        draw.line([(left, y), (width - 20, y)], fill=(120, 120, 120) if line == 0.5 else (220, 220, 220))
+        draw.text((left - 36, y - 6), f"{line:.0%}", fill="black")
     for n, name in enumerate(clips):
         for m, (mode, colour) in enumerate(colours.items()):
-            x = left + 14 + 90 * n + 22 * m
-            y = height - bottom - by[name, mode] / top * (height - bottom - 50)
+            x = left + 14 + 124 * n + 22 * m
+            y = height - bottom - share[name, mode] * full
             draw.rectangle([x, y, x + 18, height - bottom], fill=colour)
-        draw.text((left + 14 + 90 * n, height - bottom + 8), name[:12], fill="black")
+        draw.text((left + 14 + 124 * n, height - bottom + 8), name[:12], fill="black")
     for m, (mode, colour) in enumerate(colours.items()):
-        draw.rectangle([left + 140 * m, 12, left + 140 * m + 12, 24], fill=colour)
-        draw.text((left + 140 * m + 18, 12), {"none": "frame by frame"}.get(mode, mode), fill="black")
-    draw.text((left + 440, 12), "warp error", fill="black")
+        begin = left + 50 + 140 * m
+        draw.rectangle([begin, 12, begin + 12, 24], fill=colour)
+        draw.text((begin + 18, 12), NAMES.get(mode, mode), fill="black")
+    draw.text((6, 12), "warp error", fill="black")
     picture.save(path)
 
 
@@ -276,6 +335,7 @@ def main() -> None:
     parser.add_argument("--film-prompt", default="a gold star on night")
     parser.add_argument("--film-side", type=int, default=64, help="side in pixels that it is scaled to")
     parser.add_argument("--lengths", type=int, nargs="*", default=[], help="measure cost for clips of these lengths")
+    parser.add_argument("--steadying", type=int, help="measure the cost of the last pass at this side in pixels")
     parser.add_argument("--model", default="builtin:shapes")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--guidance", type=float, default=3.0)
@@ -283,6 +343,8 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="write a plot here")
     parser.add_argument("--work", type=Path, help="folder for clips and results, kept; default: a temporary one")
     arguments = parser.parse_args()
+    if Path(arguments.model).exists():
+        arguments.model = str(Path(arguments.model).absolute())  # manifests lie elsewhere
     with tempfile.TemporaryDirectory() as temporary:
         folder = (arguments.work or Path(temporary)).absolute()
         found: dict[str, Any] = {}
@@ -291,6 +353,8 @@ def main() -> None:
             print(table(found["steadiness"]))
             if arguments.plot:
                 plot(found["steadiness"], arguments.plot)
+        if arguments.steadying:
+            steadying(arguments.steadying)
         if arguments.lengths:
             found["cost"] = cost(arguments, folder)
     if arguments.json:

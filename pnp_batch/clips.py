@@ -7,12 +7,15 @@ both give a picture and the video goes over from one to the other. All of it fol
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 from pnp_batch.errors import ItemError, disk_errors_named
+from pnp_batch.ledger import Ledger, unit_name
 from pnp_batch.manifest import VideoSpec
 from pnp_batch.media.images import Pixels
 from pnp_batch.media.video import VIDEO_VERSION, Footage, Timing, VideoReader, survey_of
@@ -98,18 +101,19 @@ class Window:
         return (place - self.first + 1) / (self.shared + 1)
 
 
-def opened(path: Path, spec: VideoSpec, store: Path) -> Clip:
+def opened(path: Path, spec: VideoSpec, store: Path, ledger: Ledger | None = None) -> Clip:
     """A clip with the chosen frames; the file is decoded once, and what was seen is noted in the store.
 
     Args:
         path: The video.
         spec: What the manifest says about it.
         store: Folder of the store.
+        ledger: Where it is noted whom decoding it kills.
 
     Raises:
         ItemError: It cannot be read, is damaged within the range, or holds nothing there.
     """
-    footage = _footage(path, spec, store)
+    footage = _footage(path, spec, store, ledger)
     count = len(footage.timing.times)
     numbers = range(count)[spec.start : spec.stop : spec.stride][: spec.max_frames]
     wanted = range(spec.stop or count + 1)[spec.start :: spec.stride][: spec.max_frames]
@@ -122,13 +126,19 @@ def opened(path: Path, spec: VideoSpec, store: Path) -> Clip:
     return Clip(path, spec, footage, numbers)
 
 
-def _footage(path: Path, spec: VideoSpec, store: Path) -> Footage:
+def survey_unit(path: Path) -> str:
+    """What decoding a whole video is called in the ledger."""
+    return unit_name("read", sha256(os.fsencode(f"{path} whole")))
+
+
+def _footage(path: Path, spec: VideoSpec, store: Path, ledger: Ledger | None) -> Footage:
     """What the file holds: looked at once, then read from the store under the digest of what was noted."""
     what = f"video frames {spec.partial} {spec.fps} decoder {VIDEO_VERSION}"
     folder = store / "clips"
 
     def look() -> str:
-        footage = survey_of(path, lenient=spec.partial, rate=Fraction(str(spec.fps)))
+        with _guarded(path, ledger):
+            footage = survey_of(path, lenient=spec.partial, rate=Fraction(spec.fps))
         text = json.dumps(footage.as_json())
         digest = sha256(text.encode())
         with disk_errors_named(f"to {folder}"):
@@ -145,6 +155,17 @@ def _footage(path: Path, spec: VideoSpec, store: Path) -> Footage:
         raise ItemError(f"{path}: cannot be read: {error.strerror}") from error
     assert text is not None
     return Footage.from_json(json.loads(text))
+
+
+@contextmanager
+def _guarded(path: Path, ledger: Ledger | None) -> Iterator[None]:
+    """A video may well kill the process that decodes it, be it the one that only plans; after some deaths it is refused."""
+    if ledger is None:
+        yield
+        return
+    ledger.refuse(survey_unit(path))
+    with ledger.crashes_noted(), ledger.attempt([survey_unit(path)]):
+        yield
 
 
 def _noted(folder: Path, digest: str) -> str | None:
@@ -168,7 +189,12 @@ class ClipReader:
             ItemError: It cannot be decoded.
         """
         if self._reader is None or (self._reader.path, self._reader.footage) != (clip.path, clip.footage):
-            if self._reader is not None:
-                self._reader.close()
+            self.close()
             self._reader = VideoReader(clip.path, clip.footage)
         return self._reader.frame(clip.numbers[place], size)
+
+    def close(self) -> None:
+        """Lets go of the clip."""
+        if self._reader is not None:
+            self._reader.close()
+        self._reader = None

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import fractions
 import itertools
 import json
 import math
@@ -339,6 +340,25 @@ class GenerateSpec(_Value):
     num_inference_steps: Steps | None = None
 
 
+NTSC_RATES = (24, 30, 48, 60, 120)  # times 1000/1001
+NTSC_ROUNDING = fractions.Fraction(5, 1000)
+
+
+def _frame_rate(value: Any) -> str:
+    """Frames a second, exactly: 24, 12.5, 24000/1001; 23.976 and its like mean the NTSC rates that they round."""
+    try:
+        rate = fractions.Fraction(str(value))
+    except (ValueError, ZeroDivisionError):
+        rate = fractions.Fraction(0)
+    if isinstance(value, bool) or not 0 < rate <= 1000:
+        raise PydanticCustomError("fps", "frames a second, up to 1000, such as 24, 23.976 or 24000/1001")
+    exact = (fractions.Fraction(whole * 1000, 1001) for whole in NTSC_RATES)
+    return str(next((ntsc for ntsc in exact if abs(ntsc - rate) < NTSC_ROUNDING), rate))
+
+
+FrameRate = Annotated[str, BeforeValidator(_frame_rate)]
+
+
 class VideoSpec(_Value):
     """Which frames of a video are translated, and what is written (docs/video.md).
 
@@ -349,7 +369,7 @@ class VideoSpec(_Value):
     stop: Annotated[Integer, Field(ge=1)] | None = None
     stride: Annotated[Integer, Field(ge=1)] = 1
     max_frames: Annotated[Integer, Field(ge=1)] | None = None
-    fps: Annotated[Number, Field(gt=0, le=1000)] = 24.0
+    fps: FrameRate = "24"
     partial: bool = False
     container: Literal["mp4", "mov", "webm", "gif", "frames"] = "mp4"
     crf: Annotated[Integer, Field(ge=0, le=51)] = 18

@@ -23,6 +23,7 @@ from pnp_batch.checkpoint import Checkpoint, Schedule
 from pnp_batch.clips import SEGMENT, Window
 from pnp_batch.errors import ItemError, ManifestError, ModelError, Problem
 from pnp_batch.inputs import Expansion, Source, Translation
+from pnp_batch.ledger import Ledger
 from pnp_batch.manifest import METHODS_OF, Loc, Manifest, Row, Settings, VideoSpec, means_nothing
 from pnp_batch.media.images import DECODE_VERSION, fitted_size, picture_size
 from pnp_batch.media.video import VIDEO_VERSION
@@ -241,7 +242,7 @@ class Plan:
             if source.video is None:
                 yield from jobs_of(source, translations, self.checkpoint)
             else:
-                yield from _frames_of(source, source.video, translations, self.manifest.store, self.checkpoint)
+                yield from _frames_of(source, source.video, translations, self.manifest, self.checkpoint)
             taken += 1
             if taken == self.limit:
                 return
@@ -299,7 +300,7 @@ _package_settings = attrgetter("num_inference_steps", *SHARED_INVERSION_SETTINGS
 
 
 def _frames_of(
-    source: Source, spec: VideoSpec, translations: Iterable[Translation], store: Path, checkpoint: Checkpoint
+    source: Source, spec: VideoSpec, translations: Iterable[Translation], manifest: Manifest, checkpoint: Checkpoint
 ) -> Iterator[Job]:
     """The frames of a video, window by window; one job without a size for a video that cannot be read."""
     assert source.path is not None
@@ -310,7 +311,9 @@ def _frames_of(
         settings = group[0].settings
         job = Job(source, None, settings, tuple(group))
         try:
-            clip = clips.opened(source.path, spec, store)
+            # Without a limit of time: it goes through the whole clip.
+            ledger = Ledger(manifest.output / "ledger", manifest.run.max_attempts)
+            clip = clips.opened(source.path, spec, manifest.store, ledger)
             size = fitted_size(
                 clip.footage.size, settings.height, settings.width, checkpoint.sample_size, checkpoint.cell
             )

@@ -385,6 +385,21 @@ structures = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.parametrize(
+    ("written", "rate"),
+    [("24", "24"), ("12.5", "25/2"), ("23.976", "24000/1001"), ("29.97", "30000/1001"), ("24000/1001", "24000/1001")],
+)
+def test_frame_rates_are_exact(read, written: str, rate: str):
+    manifest = read(HEAD + f"inputs:\n- video: a/\n  prompts: [a cat]\n  fps: {written}\n")
+    assert manifest.inputs[0].of_video.fps == rate
+
+
+@pytest.mark.parametrize("written", ["0", "-1", "2000", "fast", "true", "1/0", ".nan", "[24]"])
+def test_wrong_frame_rates_are_named(read, written: str):
+    with pytest.raises(ManifestError, match="frames a second, up to 1000"):
+        read(HEAD + f"inputs:\n- video: a/\n  prompts: [a cat]\n  fps: {written}\n")
+
+
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(structures)
 def test_any_structure_gives_a_manifest_or_a_manifest_error(tmp_path_factory, structure: dict[str, Any]):

@@ -6,10 +6,12 @@ same frames and settings give the same bytes on every machine: one thread, no CP
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -19,14 +21,17 @@ import av
 import imageio_ffmpeg
 import numpy as np
 from av.container import OutputContainer
+from av.error import FFmpegError
 from PIL import Image
 
 from pnp_batch.errors import ItemError
 from pnp_batch.media.images import Pixels, encode_png
 from pnp_batch.media.video import LOCAL_ONLY, Timing
 
-ENCODE_VERSION = 1  # part of every video's key: raise it when the same frames become other bytes
+ENCODE_VERSION = 2  # part of every video's key: raise it when the same frames become other bytes
 BT709 = 1
+UNSEEN = 0.02  # of an aspect: sides are rounded to cells of the model
+GIF_SHORTEST = Fraction(1, 50)  # seconds that a frame is shown
 BITEXACT: int = av.container.Flags.bitexact.value  # type: ignore[assignment]  # its stub leaves the value out
 LIMITED = 1  # 16 to 235
 
@@ -127,22 +132,65 @@ def write_video(
         sound: The source's sound, if it has any.
 
     Raises:
-        ItemError: The sound cannot be read.
+        ItemError: The sound cannot be read, or the frames cannot be written in this way.
         OSError: The disk is full.
     """
-    how = FORMATS[kind]
+    try:
+        _write(path, frames, look, kind, sound)
+    except OSError:
+        raise  # PyAV's errors of the system are these, too
+    except (FFmpegError, ValueError, LookupError, ArithmeticError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ItemError(f"the video could not be written as {kind} ({what}); another `container:` may do") from error
+
+
+def _write(path: Path, frames: Iterable[Pixels], look: Look, kind: str, sound: Sound | None) -> None:
+    how, look = FORMATS[kind], replace(look, timing=look.timing.simplified())
     if kind == "frames":
-        _write_folder(path, frames)
+        _write_folder(path, _square(frames, look.aspect))
     elif kind == "gif":
+        timing, kept = _for_gif(look.timing)
+        shown = (frame for frame, is_kept in zip(frames, kept, strict=True) if is_kept)
         with _beside(path, ".mkv") as lossless:
-            _encode(lossless, frames, look, how)
-            _as_gif(lossless, path, look.timing)
+            _encode(lossless, _square(shown, look.aspect), replace(look, timing=timing), how)
+            _as_gif(lossless, path, timing)
     elif sound is None and how.interim == how.muxer:
         _encode(path, frames, look, how)
     else:
         with _beside(path, how.suffix) as silent:
             _encode(silent, frames, look, how)
             _finish(silent, path, sound, how)
+
+
+def shortcomings(look: Look, kind: str) -> Iterator[str]:
+    """What a kind of file cannot tell of how frames are to be shown, for a person."""
+    if kind == "gif" and not all(kept := _for_gif(look.timing)[1]):
+        yield f"a GIF shows at most 50 frames a second: it has {sum(kept)} of the {len(kept)} frames"
+    if kind == "webm" and not look.timing.is_constant:
+        yield "a WebM file does not tell how long its last frame is shown"
+
+
+def _for_gif(timing: Timing) -> tuple[Timing, list[bool]]:
+    """Times that browsers keep to, who slow down what is shown for less than 2/100 s, and which frames they leave."""
+    ends = (*timing.times[1:], timing.end)
+    if all((end - time) * timing.tick >= GIF_SHORTEST for time, end in zip(timing.times, ends, strict=True)):
+        return timing, [True] * len(timing.times)
+    slots = [int((time - timing.times[0]) * timing.tick / GIF_SHORTEST) for time in (*timing.times, timing.end)]
+    kept = [n == 0 or slot > slots[n - 1] for n, slot in enumerate(slots[:-1])]
+    times = tuple(slot for slot, is_kept in zip(slots, kept, strict=False) if is_kept)
+    return Timing(times, max(slots[-1], times[-1] + 1), GIF_SHORTEST), kept
+
+
+def _square(frames: Iterable[Pixels], aspect: Fraction) -> Iterator[Pixels]:
+    """Frames with square pixels, for files that know no others: the squeezed side is stretched."""
+    for pixels in frames:
+        height, width = pixels.shape[:2]
+        ratio = float(aspect * height / width)
+        size = (round(width * ratio), height) if ratio > 1 else (width, round(height / ratio))
+        if abs(ratio - 1) < UNSEEN:
+            yield pixels
+        else:
+            yield np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
 
 
 def _write_folder(folder: Path, frames: Iterable[Pixels]) -> None:
@@ -236,9 +284,10 @@ def _as_gif(lossless: Path, path: Path, timing: Timing) -> None:
     """In two passes over the file: one palette for the whole clip, then the frames; neither holds the clip."""
     last = round((timing.end - timing.times[-1]) * timing.tick * 100)
     with _beside(path, ".png") as palette:
-        _ffmpeg("-i", lossless, "-vf", "palettegen=stats_mode=diff", "-frames:v", "1", "-y", palette)
+        _ffmpeg("-i", lossless, "-vf", "palettegen=stats_mode=diff", "-frames:v", "1", "-update", "1", "-y", palette)
         _ffmpeg(
-            *("-i", lossless, "-i", palette, "-lavfi", "paletteuse=dither=bayer:bayer_scale=4:diff_mode=rectangle"),
+            *("-i", lossless, "-f", "png_pipe", "-i", palette),
+            *("-lavfi", "paletteuse=dither=bayer:bayer_scale=4:diff_mode=rectangle"),
             *("-fps_mode", "passthrough", "-enc_time_base", "1:100", "-final_delay", last, "-f", "gif", "-y", path),
         )
 
@@ -275,9 +324,10 @@ def _ffmpeg(*arguments: object) -> None:
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-threads", "1", *map(str, arguments)]
     ended = subprocess.run(command, capture_output=True, check=False)
     if ended.returncode:
-        raise ItemError(
-            f"ffmpeg could not write {arguments[-1]}: {ended.stderr.decode(errors='replace').strip()[-300:]}"
-        )
+        said = ended.stderr.decode(errors="replace").strip()[-300:]
+        if os.strerror(errno.ENOSPC) in said:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise ItemError(f"ffmpeg could not write {arguments[-1]}: {said}")
 
 
 def side_by_side(left: Iterable[Pixels], right: Iterable[Pixels]) -> Iterator[Pixels]:

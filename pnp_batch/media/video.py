@@ -9,17 +9,20 @@ from __future__ import annotations
 import re
 import stat
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
+from math import gcd
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.stream import Disposition
 from PIL import Image
 
 from pnp_batch.errors import ItemError
@@ -29,8 +32,11 @@ from pnp_batch.media.images import MAX_PIXELS, SUFFIXES, Pixels, load_rgb, pictu
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif,avi,mpeg,mpegts,h264,hevc,ivf,ogg"
 LOCAL_ONLY = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
 MAX_FRAMES = 1_000_000  # eleven hours at 25 frames a second
-VIDEO_VERSION = 1  # part of every digest of a frame: raise it when the same file decodes to other pixels
+VIDEO_VERSION = 2  # part of every digest of a frame: raise it when the same file decodes to other pixels
 
+NUMBERED = re.compile(r"(.*?)(\d+)(\D*)")  # what comes before the last number of a name, the number, what comes after
+HDR = {16: "PQ", 18: "HLG"}  # transfer functions (ITU-T H.273) whose numbers are not those of a screen
+SHORTEST_TICK = Fraction(1, 1_000_000)  # seconds
 FAR = 64  # frames ahead from which on seeking is cheaper than decoding what lies between
 
 
@@ -73,6 +79,14 @@ class Timing:
         """The timing of the first frames."""
         return self.chosen(range(count), len(self.times)) if count < len(self.times) else self
 
+    def simplified(self) -> Timing:
+        """The same times from 0 in the longest ticks that tell them; in microseconds where those are shorter: few muxers can."""
+        times = [time - self.times[0] for time in (*self.times, self.end)]
+        longest = self.tick * gcd(*times)
+        tick = longest if longest >= SHORTEST_TICK else SHORTEST_TICK
+        *starts, end = (round(time * self.tick / tick) for time in times)
+        return Timing(tuple(starts), end, tick)
+
     def regular(self, rate: Fraction | None) -> Timing:
         """Evenly at `rate` frames a second, where these times are that but for rounding to their tick; else as it is."""
         step = 1 / (rate * self.tick) if rate else Fraction(0)
@@ -89,13 +103,14 @@ class Footage:
     Attributes:
         timing: Of the frames that can be decoded, up to `problem`.
         size: Width and height as a person sees it: upright, with square pixels.
-        rotation: Degrees counterclockwise by which a player turns the stored frames: 0, 90, 180 or 270.
+        rotation: Degrees counterclockwise by which a player turns the stored frames: 0, 90, 180 or 270; 0 if it mirrors them.
         audio: Whether there is sound.
         offset: Seconds from the beginning of the file to the first frame.
         problem: What is wrong with the file after these frames; empty for a sound one.
         nominal: Frames a second as the file states it; its times may be rounded to milliseconds.
         seekable: Whether a frame can be found by its time.
         files: For a folder of numbered frames their names.
+        notes: What a person should know who translates it.
     """
 
     timing: Timing
@@ -107,6 +122,7 @@ class Footage:
     nominal: Fraction | None = None
     seekable: bool = True
     files: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; see `from_json`."""
@@ -119,7 +135,7 @@ class Footage:
         timing = values["timing"]
         read = Timing(tuple(timing["times"]), timing["end"], Fraction(timing["tick"]))
         nominal = values["nominal"] and Fraction(values["nominal"])
-        lists = {"size": tuple(values["size"]), "files": tuple(values["files"])}
+        lists = {name: tuple(values[name]) for name in ("size", "files", "notes")}
         return cls(**{**values, **lists, "timing": read, "nominal": nominal})
 
 
@@ -135,28 +151,70 @@ def survey_of(path: Path, *, lenient: bool = False, rate: Fraction = Fraction(24
         ItemError: Not a single frame can be decoded.
     """
     if path.is_dir():
-        return _survey_of_folder(path, rate)
+        return _survey_of_folder(path, rate, lenient)
     with _opened(path) as container:
         return _Survey(path, container, lenient).footage()
 
 
-def numbered(folder: Path) -> tuple[str, ...]:
-    """The numbered pictures of a folder in the order of their numbers: `frame9.png` comes before `frame10.png`."""
-    names = (entry.name for entry in folder.iterdir() if entry.name.lower().endswith(SUFFIXES))
-    return tuple(sorted((name for name in names if re.search(r"\d", name) and name[0] != "."), key=_natural))
+def numbered(folder: Path) -> dict[int, str]:
+    """The pictures of a folder whose names differ in one number alone, by that number: `frame9.png` comes before `frame10.png`.
 
+    Single pictures of other names, such as a cover, are none of them.
 
-def _natural(name: str) -> list[Any]:
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
-
-
-def _survey_of_folder(folder: Path, rate: Fraction) -> Footage:
-    files = numbered(folder)
-    if not files:
+    Raises:
+        ItemError: It cannot be told which pictures are the clip, or in which order.
+    """
+    series: dict[str, list[tuple[int, str]]] = {}
+    for name in sorted(entry.name for entry in folder.iterdir() if entry.name.lower().endswith(SUFFIXES)):
+        if name[0] != "." and (parts := NUMBERED.fullmatch(name)):
+            before, number, after = parts.groups()
+            series.setdefault(f"{before}#{after.lower()}", []).append((int(number), name))
+    several = {name: files for name, files in series.items() if len(files) > 1 or len(series) == 1}
+    if not series:
         raise ItemError(f"{folder}: holds no numbered pictures ({', '.join(SUFFIXES)})")
-    if len(files) > MAX_FRAMES:
+    if len(several) != 1:
+        raise ItemError(
+            f"{folder}: holds several clips ({', '.join(several or series)}); give each a folder of its own"
+        )
+    (files,) = several.values()
+    found: dict[int, str] = {}
+    for number, name in sorted(files):
+        if number in found:
+            raise ItemError(f"{folder}: {found[number]} and {name} have the same number")
+        found[number] = name
+    return found
+
+
+def _survey_of_folder(folder: Path, rate: Fraction, lenient: bool) -> Footage:
+    numbers = numbered(folder)
+    if len(numbers) > MAX_FRAMES:
         raise ItemError(f"{folder}: more than {MAX_FRAMES:,} frames")
-    return Footage(Timing(tuple(range(len(files))), len(files), 1 / rate), picture_size(folder / files[0]), files=files)
+    sizes: dict[str, tuple[int, int]] = {}
+    problem = ""
+    for name in numbers.values():
+        try:
+            sizes[name] = picture_size(folder / name)
+        except ItemError as error:
+            if not lenient:
+                problem = str(error)
+                break
+    if not sizes:
+        raise ItemError(problem or f"{folder}: none of its pictures can be read")
+    first, size = next(iter(sizes.items()))
+    if other := next((name for name in sizes if sizes[name] != size), None):
+        wide, high = sizes[other]
+        raise ItemError(f"{folder}: {other} has {wide}x{high} pixels, {first} {size[0]}x{size[1]}; a clip has one size")
+    timing = Timing(tuple(range(len(sizes))), len(sizes), 1 / rate)
+    return Footage(timing, size, problem=problem, files=tuple(sizes), notes=tuple(_gaps(list(numbers))))
+
+
+def _gaps(numbers: Sequence[int]) -> Iterator[str]:
+    steps = [after - before for before, after in pairwise(numbers)]
+    wide = [n for n, step in enumerate(steps) if step != min(steps)]
+    if wide:
+        at = numbers[wide[0]]
+        more = f" and {len(wide) - 1} more gaps" if len(wide) > 1 else ""
+        yield f"after number {at} comes {numbers[wide[0] + 1]}{more}; the frames that are there follow each other"
 
 
 class _Survey:
@@ -164,7 +222,7 @@ class _Survey:
 
     def __init__(self, path: Path, container: InputContainer, lenient: bool) -> None:
         self._path, self._container, self._lenient = path, container, lenient
-        self._stream = container.streams.video[0]
+        self._stream = _film(container)
         self._tick = self._stream.time_base or Fraction(1, 1000)
         self._times: list[int] = []
         self._end = 0
@@ -189,11 +247,21 @@ class _Survey:
             nominal=self._stream.guessed_rate,
             size=_display_size(self._first, self._stream.sample_aspect_ratio),
             rotation=_rotation(self._first),
-            audio=bool(self._container.streams.audio),
+            audio=bool(self._container.streams.audio) and _is_known(self._container.streams.audio[0]),
             offset=max(round(float(self._times[0] * self._tick) - begin, 6), 0.0),
             problem="" if self._lenient else self._problem,
             seekable=self._seekable and not self._problem and "gif" not in self._container.format.name,
+            notes=tuple(self._notes()),
         )
+
+    def _notes(self) -> Iterator[str]:
+        sounds = self._container.streams.audio
+        if sounds and not _is_known(sounds[0]):
+            yield "its sound is of a kind that cannot be read; the result has none"
+        elif len(sounds) > 1:
+            yield f"of its {len(sounds)} sound tracks the result has the first"
+        for kind in {self._first.color_trc, self._stream.codec_context.color_trc} & HDR.keys():
+            yield f"it is HDR ({HDR[kind]}), which is read as it is, without tone mapping: it will look flat"
 
     def _damaged(self, message: str) -> None:
         self._problem = self._problem or message
@@ -228,6 +296,11 @@ class _Survey:
         if stated is not None and found < stated - slack:
             return f"the file is truncated: it states {stated:.1f} s, {found:.1f} s of frames are there"
         return ""
+
+
+def _is_known(sound: Any) -> bool:
+    """Whether there is a decoder for a sound track; PyAV has no codec context otherwise."""
+    return sound.codec_context is not None
 
 
 def _stated_seconds(container: InputContainer, stream: Any) -> float | None:
@@ -289,7 +362,7 @@ class VideoReader:
     def _open_at(self, number: int) -> None:
         self.close()
         self._container = container = _open(self.path)
-        stream = container.streams.video[0]
+        stream = _film(container)
         stream.thread_type = "AUTO"
         if number:
             container.seek(self.footage.timing.times[number], stream=stream)
@@ -311,7 +384,7 @@ def _opened(path: Path) -> Iterator[InputContainer]:
     """Opens a clip and names whatever goes wrong while it is read."""
     try:
         with _open(path) as container:
-            container.streams.video[0].thread_type = "AUTO"
+            _film(container).thread_type = "AUTO"
             yield container
     except ItemError:
         raise
@@ -330,10 +403,19 @@ def _open(path: Path) -> InputContainer:
         raise ItemError(f"{path}: the file is empty")
     # As a URL, a name such as "concat:a|b" would be a protocol of its own; an absolute path never is.
     container = av.open(str(path.absolute()), options=LOCAL_ONLY)
-    if not container.streams.video:
+    if not _films(container):
         container.close()
         raise ItemError(f"{path}: holds no video")
     return container
+
+
+def _films(container: InputContainer) -> list[Any]:
+    """The video streams; a cover picture is none."""
+    return [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+
+
+def _film(container: InputContainer) -> Any:
+    return _films(container)[0]
 
 
 def _frames(container: InputContainer, stream: Any, damaged: Callable[[str], None]) -> Iterator[Any]:
@@ -356,18 +438,43 @@ def _frames(container: InputContainer, stream: Any, damaged: Callable[[str], Non
 def _upright(frame: Any, size: tuple[int, int]) -> Pixels:
     """Pixels as a person sees them: transparency over white, turned as the file says, of a `size` (width, height)."""
     kind = "rgba" if any(component.is_alpha for component in frame.format.components) else "rgb24"
-    image = Image.fromarray(np.rot90(frame.to_ndarray(format=kind), _rotation(frame) // 90))
-    return rgb_pixels(image, size)
+    pixels, turn = frame.to_ndarray(format=kind), _turn(frame)
+    pixels = pixels.swapaxes(0, 1) if turn.swaps else pixels
+    pixels = pixels[:: -1 if turn.flips_rows else 1, :: -1 if turn.flips_columns else 1]
+    return rgb_pixels(Image.fromarray(np.ascontiguousarray(pixels)), size)
+
+
+class _Turn(NamedTuple):
+    """What makes stored pixels upright: rows and columns swapped, then flipped."""
+
+    swaps: bool
+    flips_rows: bool
+    flips_columns: bool
+
+    @property
+    def is_mirrored(self) -> bool:
+        return self.swaps ^ self.flips_rows ^ self.flips_columns
+
+
+def _turn(frame: Any) -> _Turn:
+    """Read from the display matrix, whose angle alone does not tell a mirrored picture from one upside down."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return _Turn(False, False, False)
+    x_of_x, y_of_x, _, x_of_y, y_of_y, *_ = (int(value) for value in np.frombuffer(matrix, np.int32))
+    if abs(x_of_x) >= abs(y_of_x):
+        return _Turn(False, y_of_y < 0, x_of_x < 0)
+    return _Turn(True, y_of_x < 0, x_of_y < 0)
 
 
 def _rotation(frame: Any) -> int:
-    """In whole quarters, counterclockwise."""
-    return int(round(frame.rotation / 90) % 4 * 90)
+    """In whole quarters, counterclockwise; none for a mirrored picture, which is written upright."""
+    return 0 if _turn(frame).is_mirrored else int(round(frame.rotation / 90) % 4 * 90)
 
 
 def _display_size(frame: Any, sample_aspect: Fraction | None) -> tuple[int, int]:
     width, height = max(round(frame.width * (sample_aspect or 1)), 1), frame.height
-    return (height, width) if _rotation(frame) % 180 else (width, height)
+    return (height, width) if _turn(frame).swaps else (width, height)
 
 
 def _check_size(path: Path, frame: Any) -> None:

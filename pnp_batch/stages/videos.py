@@ -6,8 +6,9 @@ Whoever finishes a window looks whether all others are there, so that no engine 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from itertools import islice
@@ -17,10 +18,20 @@ from typing import Any
 
 import numpy as np
 
-from pnp_batch.clips import Clip, Window
+from pnp_batch.clips import Clip, ClipReader, Window
 from pnp_batch.errors import ItemError
+from pnp_batch.inputs import Translation
 from pnp_batch.ledger import unit_name
-from pnp_batch.media.encode import ENCODE_VERSION, FORMATS, Look, Sound, side_by_side, small_preview, write_video
+from pnp_batch.media.encode import (
+    ENCODE_VERSION,
+    FORMATS,
+    Look,
+    Sound,
+    shortcomings,
+    side_by_side,
+    small_preview,
+    write_video,
+)
 from pnp_batch.media.images import Pixels
 from pnp_batch.plan import Job, noted_digest
 from pnp_batch.stages.work import Context, Item, Unit, items_of
@@ -30,32 +41,48 @@ from pnp_batch.store.keys import key_of
 
 STAGE = "assemble"
 
+MOTION_VERSION = 1  # part of the key of every video that is steadied: raise it when `media.motion` gives other frames
 PREVIEW_SIDE = 320  # pixels; sharp at the report's 192 CSS pixels
 PREVIEW_FRAMES = 240  # of a longer clip the beginning is shown
 PREVIEW_CRF = 24
 
 
+@dataclass
+class Reel:
+    """What a worker knows of one video for one prompt, so that it looks at every window once.
+
+    Attributes:
+        windows: Of windows all of whose frames are there their results' keys, by the place of the first frame.
+        is_written: Whether the video itself is there.
+    """
+
+    windows: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    is_written: bool = False
+
+
 def run(context: Context, items: Sequence[Item]) -> None:
     """Writes every video all of whose frames are there."""
     for number, unit in enumerate(items[0].units):
+        reel = _reel(context, unit)
         try:
-            frames = _all_frames(context, items, number)
-            if frames is not None:
-                _assemble(context, _Video(context, frames))
-        except (CorruptArtifact, ItemError) as error:
+            if not reel.is_written and (video := _whole(context, items, number)):
+                _assemble(context, video)
+                reel.is_written = True
+        except (CorruptArtifact, ItemError, OSError) as error:
+            reel.windows.clear()
             unit.fail(STAGE, error)
         else:
             for each in (item.units[number] for item in items):
-                each.is_assembled = frames is not None
+                each.is_assembled = reel.is_written
 
 
 def keys_of(context: Context, items: Sequence[Item]) -> Iterator[str]:
-    """Keys of the videos that these frames are part of, as far as their frames are there."""
-    if items[0].job.window is None:
+    """Keys of the videos that end with these frames, as far as their frames are there."""
+    if not items[-1].job.is_last:
         return
     for number in range(len(items[0].units)):
-        if frames := _all_frames(context, items, number):
-            yield _Video(context, frames).key
+        if video := _whole(context, items, number):
+            yield video.key
 
 
 def name_of(context: Context, unit: Unit) -> str | None:
@@ -63,32 +90,48 @@ def name_of(context: Context, unit: Unit) -> str | None:
     job = unit.item.job
     assert job.window is not None
     items = items_of(_jobs_of(job, job.window), context)
-    frames = _all_frames(context, items, unit.item.units.index(unit))
-    return _Video(context, frames).name if frames else None
+    video = _whole(context, items, unit.item.units.index(unit))
+    return video.name if video else None
 
 
 def _jobs_of(job: Job, window: Window) -> Iterator[Job]:
     return (replace(job, window=window, place=window.first + n) for n in range(window.count))
 
 
-def _all_frames(context: Context, items: Sequence[Item], number: int) -> list[Unit] | None:
-    """All frames of the video for one prompt, window by window, shared ones twice; None while one is missing.
+def _reel(context: Context, unit: Unit) -> Reel:
+    return context.reels.setdefault((context.dtype, unit.id), Reel())
+
+
+def _whole(context: Context, items: Sequence[Item], number: int) -> _Video | None:
+    """The video for one prompt; None while a frame is missing.
 
     It looks from the end: windows are made in order, so that a missing one is met at once.
     """
     job = items[0].job
     assert job.window is not None
-    clip, own = job.window.clip, job.window.first
-    found: list[list[Unit]] = []
-    for window in reversed(list(clip.windows(overlapping=job.is_joint))):
-        members = items if window.first == own else items_of(_jobs_of(job, window), context)
-        if len(members) < window.count or not all(_knows_key(context, item) for item in members):
+    known = _reel(context, items[0].units[number]).windows
+    windows = list(job.window.clip.windows(overlapping=job.is_joint))
+    for window in reversed(windows):
+        if window.first not in known:
+            members = items if window.first == job.window.first else items_of(_jobs_of(job, window), context)
+            keys = _keys_of_window(context, members, number, window)
+            if keys is None:
+                return None
+            known[window.first] = keys
+    return _Video(context, job, items[0].units[number].translation, [(each, known[each.first]) for each in windows])
+
+
+def _keys_of_window(context: Context, items: Sequence[Item], number: int, window: Window) -> tuple[str, ...] | None:
+    """The keys of the results of a window's frames; None where one is missing."""
+    if len(items) < window.count or not all(_knows_key(context, item) for item in items):
+        return None
+    keys = []
+    for unit in (item.units[number] for item in items):
+        artifact = unit.find()
+        if unit.error is not None or artifact is None:
             return None
-        units = [item.units[number] for item in members]
-        if any(unit.error is not None or unit.find() is None for unit in units):
-            return None
-        found.insert(0, units)
-    return [unit for units in found for unit in units]
+        keys.append(artifact.key)
+    return tuple(keys)
 
 
 def _knows_key(context: Context, item: Item) -> bool:
@@ -99,32 +142,39 @@ def _knows_key(context: Context, item: Item) -> bool:
 
 @dataclass(frozen=True)
 class _Video:
-    """One video to write: its frames' results in order, those that two windows share one behind the other."""
+    """One video to write.
+
+    Attributes:
+        context: Of the worker.
+        job: Of one of its frames.
+        translation: What it shows.
+        windows: Its windows in order, each with the keys of its frames' results; metas of a long clip would fill memory.
+    """
 
     context: Context
-    units: Sequence[Unit]
+    job: Job
+    translation: Translation
+    windows: Sequence[tuple[Window, Sequence[str]]]
 
     @property
     def clip(self) -> Clip:
-        window = self.units[0].item.job.window
-        assert window is not None
-        return window.clip
+        return self.windows[0][0].clip
 
     @property
     def name(self) -> str:
         """Of the file, relative to the output folder."""
-        unit = self.units[0]
         suffix = FORMATS[self.clip.spec.container].suffix
-        stem, prompt = unit.item.job.source.stem, unit.translation.prompt
+        stem, prompt = self.job.source.stem, self.translation.prompt
         return self.context.outputs.name(stem, prompt, self.key, folder="videos", suffix=suffix)
 
     @cached_property
-    def by_place(self) -> dict[int, list[Unit]]:
-        """The results for each chosen frame: two where windows overlap."""
-        places: dict[int, list[Unit]] = {}
-        for unit in self.units:
-            places.setdefault(unit.item.job.place, []).append(unit)
-        return dict(sorted(places.items()))
+    def by_place(self) -> list[list[tuple[str, Window]]]:
+        """For each chosen frame the keys of its results: two where windows overlap."""
+        places: list[list[tuple[str, Window]]] = [[] for _ in self.clip.numbers]
+        for window, keys in self.windows:
+            for n, key in enumerate(keys):
+                places[window.first + n].append((key, window))
+        return places
 
     @cached_property
     def sound(self) -> Sound | None:
@@ -141,7 +191,8 @@ class _Video:
         content = {
             "stage": STAGE,
             "version": ENCODE_VERSION,
-            "frames": [_result_of(unit).key for unit in self.units],
+            "frames": [key for _, keys in self.windows for key in keys],
+            "steadied": MOTION_VERSION if self.job.is_joint else None,
             "times": [timing.times, timing.end, str(timing.tick)],
             "aspect": clip.footage.size,
             "rotation": clip.footage.rotation,
@@ -152,39 +203,40 @@ class _Video:
             content["sound"] = [_file_digest(self.context, clip.path), self.sound.start, self.sound.seconds]
         return key_of(content)
 
-    def results(self) -> Iterator[Pixels]:
-        """The translated frames; where two windows give one, the picture goes over evenly from the earlier to the later."""
-        for place, units in self.by_place.items():
-            pictures = [self._image(unit) for unit in units]
-            window = units[-1].item.job.window
-            assert window is not None
-            yield (
-                pictures[0] if len(pictures) == 1 else _blended(pictures[0], pictures[1], window.share_of_later(place))
-            )
+    def artifact(self, key: str) -> Artifact:
+        """A frame's result."""
+        artifact = self.context.store.find("translate", key)
+        if artifact is None:
+            raise CorruptArtifact(f"result {key[:12]} of {self.job.source.name} is gone")
+        return artifact
 
-    def _image(self, unit: Unit) -> Pixels:
-        return self.context.store.load(_result_of(unit), "result")["image"]
-
-    def written(self) -> Iterator[Pixels]:
-        """The frames of the file."""
-        if not self.clip.spec.side_by_side:
-            return self.results()
-        size = self.units[0].item.job.size
+    def sources(self) -> Iterator[Pixels]:
+        """The chosen frames, at the size that they were translated at; read apart from all else, since readers go forward."""
+        size = self.job.size
         assert size is not None
-        sources = (self.context.clips.pixels(self.clip, place, size) for place in self.by_place)
-        return side_by_side(sources, self.results())
+        with closing(ClipReader()) as reader:
+            for place in range(len(self.clip.numbers)):
+                yield reader.pixels(self.clip, place, size)
+
+    def results(self) -> Iterator[Pixels]:
+        """The frames that it shows: those that were translated together are drawn together along the motion of the source."""
+        if not self.job.is_joint:
+            return self._translated()
+        from pnp_batch.media.motion import steadied  # with torch, only when there is something to write
+
+        return steadied(self._translated(), self.sources())
+
+    def _translated(self) -> Iterator[Pixels]:
+        """The translated frames; where two windows give one, the picture goes over evenly from the earlier to the later."""
+        for place, made in enumerate(self.by_place):
+            pictures = [self.context.store.load(self.artifact(key), "result")["image"] for key, _ in made]
+            share = made[-1][1].share_of_later(place)
+            yield pictures[0] if len(pictures) == 1 else _blended(pictures[0], pictures[1], share)
 
     def look(self, wide: int = 1) -> Look:
         """How it is shown; `wide` pictures stand side by side."""
         width, height = self.clip.footage.size
         return Look(self.clip.timing, Fraction(width * wide, height), self.clip.footage.rotation, self.clip.spec.crf)
-
-
-def _result_of(unit: Unit) -> Artifact:
-    artifact = unit.find()
-    if artifact is None:
-        raise CorruptArtifact(f"frame {unit.item.job.place} is gone")
-    return artifact
 
 
 def _blended(earlier: Pixels, later: Pixels, share: float) -> Pixels:
@@ -193,69 +245,86 @@ def _blended(earlier: Pixels, later: Pixels, share: float) -> Pixels:
 
 
 def _assemble(context: Context, video: _Video) -> None:
-    unit = video.units[0]
-    source, spec, name = unit.item.job.source, video.clip.spec, video.name
+    name, spec = video.name, video.clip.spec
+    beginning: list[Pixels] = []
     if not context.outputs.has(name):
         look = video.look(2 if spec.side_by_side else 1)
+        for note in (*video.clip.footage.notes, *shortcomings(look, spec.container)):
+            context.events.note(f"{video.job.source.name}: {note}")
+        frames = _noted(video.results(), beginning)
+        frames = side_by_side(video.sources(), frames) if spec.side_by_side else frames
         marked = unit_name(STAGE, video.key)
         context.ledger.refuse(marked)
         with context.ledger.attempt([marked]):
-            context.outputs.write_with(
-                name, lambda path: write_video(path, video.written(), look, spec.container, video.sound)
-            )
+            context.outputs.write_with(name, lambda path: write_video(path, frames, look, spec.container, video.sound))
     artifact = context.store.find(STAGE, video.key)
     if artifact is None:
-        artifact = context.store.publish(STAGE, video.key, {"preview": _previews(video)}, _about(video))
+        beginning = beginning or list(_small(islice(video.results(), PREVIEW_FRAMES)))
+        artifact = context.store.publish(STAGE, video.key, {"preview": _previews(video, beginning)}, _about(video))
         context.events.made("translate", 1)
-    context.outputs.add_row({"file_name": name, "source": source.name, **artifact.meta["row"]})
+    context.outputs.add_row({"file_name": name, "source": video.job.source.name, **artifact.meta["row"]})
     context.events.made(STAGE, 1)
 
 
-def _previews(video: _Video) -> dict[str, np.ndarray[Any, Any]]:
+def _noted(frames: Iterable[Pixels], beginning: list[Pixels]) -> Iterator[Pixels]:
+    """Passes frames on and keeps the first ones, small: steadying them twice would cost more than their memory."""
+    for number, frame in enumerate(frames):
+        if number < PREVIEW_FRAMES:
+            beginning.extend(_small([frame]))
+        yield frame
+
+
+def _small(frames: Iterable[Pixels]) -> Iterator[Pixels]:
+    return small_preview(frames, PREVIEW_SIDE)
+
+
+def _previews(video: _Video, beginning: Sequence[Pixels]) -> dict[str, np.ndarray[Any, Any]]:
     """The bytes of small clips for the report: the result and, where the trajectories are kept, what it was made from."""
-    kept = [units[0].item.find() for units in islice(video.by_place.values(), PREVIEW_FRAMES)]
-    trajectories = [artifact for artifact in kept if artifact is not None]
-    wanted: dict[str, Iterable[Pixels]] = {"result": islice(video.results(), PREVIEW_FRAMES)}
-    if len(trajectories) == len(kept):
-        load = video.context.store.load
-        wanted["source"] = (load(artifact, "preview")["source"] for artifact in trajectories)
+    store = video.context.store
+    made = (video.artifact(frame[0][0]).meta["trajectory"] for frame in video.by_place[: len(beginning)])
+    trajectories = [artifact for key in made if (artifact := store.find("invert", key))]
+    wanted: dict[str, Iterable[Pixels]] = {"result": beginning}
+    if len(trajectories) == len(beginning):
+        wanted["source"] = _small(store.load(artifact, "preview")["source"] for artifact in trajectories)
         if all("reconstruction_psnr" in artifact.meta["errors"] for artifact in trajectories):
-            wanted["reconstruction"] = (load(artifact, "preview")["reconstruction"] for artifact in trajectories)
-    look = replace(video.look(), timing=video.clip.timing.beginning(len(kept)), rotation=0, crf=PREVIEW_CRF)
-    return {name: np.frombuffer(_small(video.context, frames, look), np.uint8) for name, frames in wanted.items()}
+            wanted["reconstruction"] = _small(store.load(each, "preview")["reconstruction"] for each in trajectories)
+    look = replace(video.look(), timing=video.clip.timing.beginning(len(beginning)), rotation=0, crf=PREVIEW_CRF)
+    return {name: np.frombuffer(_mp4(video.context, frames, look), np.uint8) for name, frames in wanted.items()}
 
 
-def _small(context: Context, frames: Iterable[Pixels], look: Look) -> bytes:
+def _mp4(context: Context, frames: Iterable[Pixels], look: Look) -> bytes:
     with context.outputs.scratch() as folder:
-        write_video(folder / "preview.mp4", small_preview(frames, PREVIEW_SIDE), look)
+        write_video(folder / "preview.mp4", frames, look)
         return (folder / "preview.mp4").read_bytes()
 
 
 def _about(video: _Video) -> dict[str, Any]:
     """What the artifact says: its row of `metadata.jsonl`, and what it was made from."""
     clip, timing = video.clip, video.clip.timing
-    firsts = [units[0] for units in video.by_place.values()]
-    artifacts = [_result_of(unit) for unit in video.units]
-    meta = artifacts[0].meta
+    meta = video.artifact(video.by_place[0][0][0]).meta
+    errors, seconds = [], 0.0
+    for frame in video.by_place:
+        made = [video.artifact(key).meta for key, _ in frame]
+        errors.append(made[0]["errors"])
+        seconds += sum(each["seconds"] for each in made)
     row = {
         "prompt": meta["prompt"],
         **meta["settings"],
         "key": video.key,
         **{name: meta[name] for name in ("model", "fingerprint", "dtype", "versions")},
-        "frames": len(firsts),
+        "frames": len(errors),
         "frame_rate": float(timing.rate),
         "duration": timing.seconds,
         **{name: getattr(clip.spec, name) for name in type(clip.spec).model_fields},
         "sound": video.sound is not None,
-        **_figures([_result_of(unit) for unit in firsts]),
-        "seconds": round(sum(artifact.meta["seconds"] for artifact in artifacts), 3),
+        **_figures(errors),
+        "seconds": round(seconds, 3),
     }
-    return {"row": row, "frames": [artifact.key for artifact in artifacts]}
+    return {"row": row, "frames": [key for _, keys in video.windows for key in keys]}
 
 
-def _figures(artifacts: Sequence[Artifact]) -> dict[str, Any]:
+def _figures(errors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The inversion's figures: means over the frames, and the reconstruction error of each."""
-    errors = [artifact.meta["errors"] for artifact in artifacts]
     means = {}
     for name, value in errors[0].items():
         values = [error[name] for error in errors if error[name] is not None]

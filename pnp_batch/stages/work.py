@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pnp_batch.diffusion.model import DiffusionModel
     from pnp_batch.stages.bank import Costs
     from pnp_batch.stages.outputs import Outputs
+    from pnp_batch.stages.videos import Reel
 
 
 class Events(Protocol):
@@ -90,6 +91,7 @@ class Context:
         banks: Where source features come from.
         rule: Gives what the quality gate asks for, None where there is no gate.
         clips: Reads frames of videos.
+        reels: What is known of videos, by dtype and `Unit.id` (`stages/videos.py`).
     """
 
     store: ArtifactStore
@@ -108,6 +110,7 @@ class Context:
     banks: Banks
     rule: Callable[[], Rule | None] = lambda: None
     clips: ClipReader = field(default_factory=ClipReader)
+    reels: dict[tuple[str, str], Reel] = field(default_factory=dict)
 
     @property
     def model(self) -> DiffusionModel:
@@ -208,7 +211,7 @@ class Item:
 
     def _say_what_is_wrong(self, path: Path) -> None:
         if self.job.source.video is not None:
-            clips.opened(path, self.job.source.video, self.context.store.root)
+            clips.opened(path, self.job.source.video, self.context.store.root, self.context.ledger)
         else:
             load_rgb(path, (8, 8))
         raise ItemError(f"{path}: could not be read when the plan was made; run again")

@@ -12,7 +12,7 @@ from films import decoded, ffmpeg, film, tones
 from PIL import Image
 
 from pnp_batch.errors import ItemError
-from pnp_batch.media.encode import FORMATS, Look, Sound, side_by_side, write_video
+from pnp_batch.media.encode import FORMATS, Look, Sound, shortcomings, side_by_side, write_video
 from pnp_batch.media.images import Pixels
 from pnp_batch.media.video import Footage, Timing, VideoReader, numbered, survey_of
 
@@ -87,8 +87,88 @@ class TestReading:
             Image.new("RGB", (8, 6), (number, 0, 0)).save(tmp_path / f"shot{number}.png")
         Image.new("RGB", (8, 6)).save(tmp_path / "cover.png")
         footage = survey_of(tmp_path, rate=Fraction(12))
-        assert numbered(tmp_path) == ("shot1.png", "shot2.png", "shot10.png")
+        assert list(numbered(tmp_path).values()) == ["shot1.png", "shot2.png", "shot10.png"]
         assert footage.timing.rate == 12 and VideoReader(tmp_path, footage).frame(2, (8, 6))[0, 0, 0] == 10
+
+    @pytest.mark.parametrize(
+        ("names", "message"),
+        [
+            (
+                ("f1.png", "f2.png", "mask1.png", "mask2.png"),
+                r"several clips \(f#\.png, mask#\.png\); give each a folder",
+            ),
+            (("f1.png", "f1.jpg"), "several clips"),
+            (("f1.png", "f01.png", "f2.png"), "f01.png and f1.png have the same number"),
+            (("cover.png",), "holds no numbered pictures"),
+        ],
+    )
+    def test_folders_that_are_no_clip_say_why(self, tmp_path: Path, names: tuple[str, ...], message: str) -> None:
+        for name in names:
+            Image.new("RGB", (8, 6)).save(tmp_path / name)
+        with pytest.raises(ItemError, match=message):
+            survey_of(tmp_path)
+
+    def test_a_cover_with_a_number_is_no_frame_and_gaps_are_told(self, tmp_path: Path) -> None:
+        for name in ("f1", "f2", "f5", "f6", "f9"):
+            Image.new("RGB", (8, 6)).save(tmp_path / f"{name}.png")
+        Image.new("RGB", (80, 60)).save(tmp_path / "cover_2024.png")
+        footage = survey_of(tmp_path)
+        assert footage.size == (8, 6) and footage.files == ("f1.png", "f2.png", "f5.png", "f6.png", "f9.png")
+        assert footage.notes[0].startswith("after number 2 comes 5 and 1 more gaps")
+
+    def test_frames_of_several_sizes_are_refused(self, tmp_path: Path) -> None:
+        for n, size in enumerate([(8, 6), (8, 6), (6, 8)]):
+            Image.new("RGB", size).save(tmp_path / f"{n}.png")
+        with pytest.raises(ItemError, match=r"2\.png has 6x8 pixels, 0\.png 8x6"):
+            survey_of(tmp_path)
+
+    def test_a_broken_picture_ends_a_folders_clip_unless_it_is_to_go_on(self, tmp_path: Path) -> None:
+        for n in range(4):
+            Image.new("RGB", (8, 6)).save(tmp_path / f"{n}.png")
+        (tmp_path / "2.png").write_text("nonsense")
+        assert "2.png" in survey_of(tmp_path).problem and len(survey_of(tmp_path).files) == 2
+        assert survey_of(tmp_path, lenient=True).files == ("0.png", "1.png", "3.png")
+
+    @pytest.mark.parametrize(
+        "turn",
+        [
+            ("-display_hflip",),
+            ("-display_vflip",),
+            ("-display_rotation", 90, "-display_hflip"),
+            ("-display_rotation", 270, "-display_vflip"),
+            ("-display_rotation", 180),
+        ],
+    )
+    def test_mirrored_and_turned_clips_are_read_as_they_are_shown(
+        self, tmp_path: Path, turn: tuple[object, ...]
+    ) -> None:
+        ffmpeg(*turn, "-i", film(tmp_path / "a.mp4", seconds=0.1), "-c", "copy", tmp_path / "b.mp4")
+        footage, frames = frames_of(tmp_path / "b.mp4")
+        shown = decoded(tmp_path / "b.mp4", footage.size)
+        assert np.abs(np.stack(frames).astype(int) - shown).mean() < 2
+        write_video(tmp_path / "out.mp4", frames, look(footage))
+        again = decoded(tmp_path / "out.mp4", footage.size)
+        assert np.abs(again.astype(int) - shown).mean() < 6
+
+    def test_a_cover_picture_is_not_the_clip(self, tmp_path: Path) -> None:
+        Image.new("RGB", (40, 40)).save(tmp_path / "cover.png")
+        for suffix, inputs in (("m4a", ()), ("mp4", ("-i", film(tmp_path / "a.mp4", seconds=0.2)))):
+            tone = ("-f", "lavfi", "-i", "sine=duration=1", "-i", tmp_path / "cover.png")
+            streams = ("-map", "0", "-map", "1", *(("-map", "2:v") if inputs else ()), "-c:v:0", "png")
+            ffmpeg(*tone, *inputs, *streams, "-disposition:v:0", "attached_pic", tmp_path / f"b.{suffix}")
+        with pytest.raises(ItemError, match="holds no video"):
+            survey_of(tmp_path / "b.m4a")
+        footage, frames = frames_of(tmp_path / "b.mp4")
+        assert footage.size == (96, 64) and len(frames) == 5
+
+    def test_what_is_lost_is_noted(self, tmp_path: Path) -> None:
+        colours = ("-vf", "setparams=color_primaries=bt2020:color_trc=smpte2084:colorspace=bt2020nc")
+        hdr = film(tmp_path / "hdr.mp4", "-pix_fmt", "yuv420p10le", *colours, seconds=0.1)
+        two = tmp_path / "two.mp4"
+        ffmpeg("-i", hdr, "-map", "0:v", "-map", "0:a", "-map", "0:a", "-c", "copy", two)
+        notes = survey_of(two).notes
+        assert any("HDR (PQ)" in note for note in notes) and any("2 sound tracks" in note for note in notes)
+        assert not survey_of(film(tmp_path / "a.mp4", seconds=0.1)).notes
 
     def test_what_was_seen_can_be_written_down(self, tmp_path: Path) -> None:
         footage = survey_of(film(tmp_path / "a.webm"))
@@ -168,6 +248,40 @@ class TestWriting:
         assert [t * found.tick for t in (*found.times, found.end)] == [
             t * timing.tick for t in (*timing.times, timing.end)
         ]
+
+    @pytest.mark.parametrize("kind", ["mp4", "webm"])
+    def test_times_finer_than_containers_can_tell_are_rounded(self, tmp_path: Path, kind: str) -> None:
+        timing = Timing((5, 41708338, 83416672), 125125005, Fraction(1, 10**9))
+        write_video(tmp_path / "out", smooth(3), Look(timing, Fraction(4, 3)), kind)
+        found = survey_of(tmp_path / "out").timing
+        wanted = [0, 0.041708, 0.083417]
+        assert [float(t * found.tick) for t in found.times] == pytest.approx(
+            wanted, abs=1e-3 if kind == "webm" else 1e-6
+        )
+
+    @pytest.mark.parametrize("kind", ["mp4", "webm"])
+    def test_what_an_encoder_refuses_is_that_videos_error(self, tmp_path: Path, kind: str) -> None:
+        backwards = Look(Timing((0, 2, 1), 3, Fraction(1, 10)), Fraction(1))
+        with pytest.raises(ItemError, match=rf"could not be written as {kind} \(.*another `container:`"):
+            write_video(tmp_path / "out", smooth(3), backwards, kind)
+
+    def test_a_gif_of_many_frames_a_second_lasts_as_long(self, tmp_path: Path) -> None:
+        how = Look(Timing(tuple(range(60)), 60, Fraction(1, 120)), Fraction(4, 3))
+        write_video(tmp_path / "a%d.gif", smooth(60), how, "gif")
+        found = survey_of(tmp_path / "a%d.gif").timing
+        assert found.seconds == pytest.approx(0.5, abs=0.02) and found.rate == pytest.approx(50, abs=1)
+        assert list(shortcomings(how, "gif")) == ["a GIF shows at most 50 frames a second: it has 25 of the 60 frames"]
+
+    def test_a_webm_of_variable_rate_says_what_it_loses(self) -> None:
+        timing = Timing((0, 33, 66, 101), 200, Fraction(1, 1000))
+        assert "last frame" in next(shortcomings(Look(timing, Fraction(1)), "webm"))
+
+    @pytest.mark.parametrize("kind", ["gif", "frames"])
+    def test_files_that_know_only_square_pixels_get_them(self, tmp_path: Path, kind: str) -> None:
+        how = Look(Timing((0, 1), 2, Fraction(1, 10)), Fraction(3, 2))
+        write_video(tmp_path / "out", smooth(2, 32, 32), how, kind)
+        first = next((tmp_path / "out").iterdir()) if kind == "frames" else tmp_path / "out"
+        assert Image.open(first).size == (48, 32)
 
     def test_turning_and_aspect_are_those_of_the_source(self, tmp_path: Path) -> None:
         ffmpeg(

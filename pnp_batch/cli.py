@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -544,24 +545,35 @@ def bench_shapes(
     ablations: Annotated[
         bool, typer.Option("--ablations", help="Thresholds, layers, inversion and negative prompts instead of methods.")
     ] = False,
+    judge_file: Annotated[
+        Path | None, typer.Option("--judge", metavar="FILE", help="One that `shapes judge` wrote.", show_default=False)
+    ] = None,
 ) -> int:
     """PnP against the baselines on scenes whose truth is known: structure, text, and the trade-off between them."""
     from pnp_batch.monitor import view_for
     from pnp_batch.shapes import pages, plots
     from pnp_batch.shapes.ablations import run_ablations
     from pnp_batch.shapes.benchmark import METHODS, cases, margins, run
+    from pnp_batch.shapes.judge import WEIGHTS, examined, load_judge
     from pnp_batch.store.files import write_atomic
 
+    _check_folder(output, "--output", begun=True)
+    if json_file is not None:
+        _check_file(json_file, "--json")
+    if Path(model).exists():
+        model = str(Path(model).absolute())  # the manifests that name it lie elsewhere
+    judge = examined(load_judge(judge_file or WEIGHTS))
     view, name = view_for(_console()), "ablations" if ablations else "benchmark"
     if ablations:
-        found = run_ablations(output / "ablations", scenes, view, model, steps)
+        found = run_ablations(output / "ablations", scenes, view, judge, model, steps)
         rows, figure = found.rows(), plots.ablations(found)
         page = pages.ablation_page(found, figure)
         tables = pages.ablation_tables(found)
     else:
-        bench = run(output / "methods", cases(scenes), METHODS, view, model=model, num_inference_steps=steps)
+        bench = run(output / "methods", cases(scenes), METHODS, view, judge, model=model, steps=steps)
         rows, figure, above = bench.rows(), plots.trade_off(bench), margins(bench)
-        page = pages.benchmark_page(bench, above, figure)
+        report = _write_report(_load(output / "methods/manifest.yaml"))
+        page = pages.benchmark_page(bench, above, figure, os.path.relpath(report, output))
         tables = pages.benchmark_tables(bench, above)
     for each in tables:
         _console(stderr=False, width=None if sys.stdout.isatty() else 200).print(each, markup=False)

@@ -35,7 +35,7 @@ def trade_off(bench: Bench) -> bytes:
     """Structure against text, one point per setting with its 95% intervals over scenes, and the baselines' curves."""
     figure = Figure(figsize=(10, 7), layout="constrained")
     axes = figure.subplots()
-    axes.axhline(bench.sources["picture"], color="0.6", lw=1, ls=":")
+    axes.plot((0, 1), [bench.sources["picture"]] * 2, color="0.6", lw=1, ls=":")
     axes.text(0.0, bench.sources["picture"] + 0.006, "the judge on the sources themselves", color="0.45", fontsize=8)
     rows = list(zip(bench.settings, bench.rows(), strict=True))
     for (name, belongs), style in zip(CURVES.items(), ("-", "--", ":"), strict=True):
@@ -83,19 +83,19 @@ def _within(value: float, half: float) -> list[list[float]]:
 
 
 def _label(axes: Axes, rows: Sequence[tuple[Setting, dict[str, Any]]]) -> None:
-    """The settings' names: of points near the right edge in a column beside it, of others beside the point."""
-    right = [each for each in rows if each[1]["text_accuracy"] > 0.6]
-    left = [each for each in rows if each[1]["text_accuracy"] <= 0.6]
-    for group, place in ((right, 1.08), (left, None)):
-        group = sorted(group, key=lambda each: -each[1]["structure_iou"])
-        heights = _apart([row["structure_iou"] for _, row in group], 0.027)
-        for (setting, row), height in zip(group, heights, strict=True):
-            x, y = row["text_accuracy"], row["structure_iou"]
-            colour = COLOURS[_kind(setting)]
-            line = {"arrowstyle": "-", "color": colour, "lw": 0.4}
-            style: dict[str, Any] = {"fontsize": 7.5, "color": colour, "va": "center", "arrowprops": line}
-            text = f"{setting.method} {setting.name}"
-            axes.annotate(text, (x, y), xytext=(x + 0.035 if place is None else place, height), **style)
+    """The settings' names: of points near the right edge in a column beside it, of others above their intervals."""
+    right = sorted(
+        (each for each in rows if each[1]["text_accuracy"] > 0.6), key=lambda each: -each[1]["structure_iou"]
+    )
+    heights = _apart([row["structure_iou"] for _, row in right], 0.027)
+    places = {setting: (1.08, height) for (setting, _), height in zip(right, heights, strict=True)}
+    for setting, row in rows:
+        x, y = row["text_accuracy"], row["structure_iou"]
+        colour = COLOURS[_kind(setting)]
+        line = {"arrowstyle": "-", "color": colour, "lw": 0.4, "relpos": (0, 0.5), "shrinkA": 0}
+        style: dict[str, Any] = {"fontsize": 7.5, "color": colour, "va": "center", "arrowprops": line}
+        text = f"{setting.method} {setting.name}"
+        axes.annotate(text, (x, y), xytext=places.get(setting, (x + 0.03, y + 0.025)), **style)
 
 
 def _apart(heights: Sequence[float], gap: float) -> list[float]:

@@ -499,15 +499,17 @@ def shapes_render(
     """Render scenes as an image folder: pictures, exact masks, captions; the same seed gives the same bytes."""
     from rich.progress import track
 
-    from pnp_batch.shapes.imagefolder import write_clips, write_scenes
+    from pnp_batch.shapes.imagefolder import rendering, unfinished, write_clips, write_scenes
 
-    _check_new(output)
     if clips and size % 2:
         raise typer.BadParameter(f"clips need an even size, not {size}", param_hint="--size")
     console, kind = _console(), "clips" if clips else "scenes"
+    about = f"{count} {kind} from seed {seed}, size {size}" + (f", {frames} frames" if clips else "")
+    _check_folder(output, begun=unfinished(output) == about)
     names = write_clips(output, count, seed, size, frames) if clips else write_scenes(output, count, seed, size)
-    for _ in track(names, kind, count, console=console, disable=not console.is_terminal, transient=True):
-        pass
+    with rendering(output, about):
+        for _ in track(names, kind, count, console=console, disable=not console.is_terminal, transient=True):
+            pass
     print(f"{count} {kind}: {output / 'metadata.jsonl'}")
     return OK
 
@@ -538,12 +540,16 @@ def shapes_train(
 ) -> int:
     """Train a small Stable Diffusion on scenes: VAE, then UNet and text encoder. Repeated, it goes on where it stopped."""
     from pnp_batch.shapes import training
+    from pnp_batch.shapes.scenes import HELD_OUT
 
-    if dtype not in ("auto", "float32", "bfloat16"):
-        raise typer.BadParameter(f"'{dtype}' is not one of auto, float32, bfloat16", param_hint="--dtype")
-    half = None if dtype == "auto" else dtype == "bfloat16"
-    others = {"seed": seed, "half": half, "batch": batch_size, "every": every, "say": _say}
+    _check_folder(output, begun=(output / "training").is_dir())
+    others = {"seed": seed, "half": _half(dtype), "batch": batch_size, "every": every, "say": _say}
     run = training.planned(output, start, scenes, vae_steps, unet_steps, learning_rate, devices=devices, **others)
+    if run.seeds.stop > HELD_OUT:
+        raise typer.BadParameter(
+            f"scenes {run.seeds.start} to {run.seeds.stop - 1} would be learnt from, and those from {HELD_OUT} on are held out",
+            param_hint="--seed",
+        )
     print(f"pipeline: {training.train(run)}\nsamples:  {run.work / 'samples'}")
     return OK
 
@@ -553,16 +559,21 @@ def shapes_train(
 def shapes_judge(
     output: Annotated[Path, typer.Argument(help="The .safetensors file to write.", show_default=False)],
     steps: Annotated[int | None, typer.Option(min=1, help="Default: 2000.", show_default=False)] = None,
+    devices: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, or auto: whichever is faster here.")] = "auto",
 ) -> int:
     """Train the benchmark's judge, which segments and names scenes, and say how often it is right."""
     from dataclasses import replace
 
+    from pnp_batch.diffusion.model import pick_device
     from pnp_batch.shapes.judge import RECIPE, accuracy, save_judge, train_judge
     from pnp_batch.shapes.learning import Watch
     from pnp_batch.shapes.pages import judged
 
+    _check_file(output, "OUTPUT")
     recipe = RECIPE if steps is None else replace(RECIPE, steps=steps)
-    judge = train_judge(output.with_suffix(".training"), recipe, Watch(say=_say))
+    watch = Watch(say=_say)
+    judge = train_judge(output.with_suffix(".training"), recipe, watch, _half(dtype), pick_device(devices))
     save_judge(judge, output)
     print(f"{output}\n{judged(accuracy(judge))}")
     return OK
@@ -583,24 +594,35 @@ def bench_shapes(
     ablations: Annotated[
         bool, typer.Option("--ablations", help="Thresholds, layers, inversion and negative prompts instead of methods.")
     ] = False,
+    judge_file: Annotated[
+        Path | None, typer.Option("--judge", metavar="FILE", help="One that `shapes judge` wrote.", show_default=False)
+    ] = None,
 ) -> int:
     """PnP against the baselines on scenes whose truth is known: structure, text, and the trade-off between them."""
     from pnp_batch.monitor import view_for
     from pnp_batch.shapes import pages, plots
     from pnp_batch.shapes.ablations import run_ablations
     from pnp_batch.shapes.benchmark import METHODS, cases, margins, run
+    from pnp_batch.shapes.judge import WEIGHTS, examined, load_judge
     from pnp_batch.store.files import write_atomic
 
+    _check_folder(output, "--output", begun=True)
+    if json_file is not None:
+        _check_file(json_file, "--json")
+    if Path(model).exists():
+        model = str(Path(model).absolute())  # the manifests that name it lie elsewhere
+    judge = examined(load_judge(judge_file or WEIGHTS))
     view, name = view_for(_console()), "ablations" if ablations else "benchmark"
     if ablations:
-        found = run_ablations(output / "ablations", scenes, view, model, steps)
+        found = run_ablations(output / "ablations", scenes, view, judge, model, steps)
         rows, figure = found.rows(), plots.ablations(found)
         page = pages.ablation_page(found, figure)
         tables = pages.ablation_tables(found)
     else:
-        bench = run(output / "methods", cases(scenes), METHODS, view, model=model, num_inference_steps=steps)
+        bench = run(output / "methods", cases(scenes), METHODS, view, judge, model=model, steps=steps)
         rows, figure, above = bench.rows(), plots.trade_off(bench), margins(bench)
-        page = pages.benchmark_page(bench, above, figure)
+        report = _write_report(_load(output / "methods/manifest.yaml"))
+        page = pages.benchmark_page(bench, above, figure, os.path.relpath(report, output))
         tables = pages.benchmark_tables(bench, above)
     for each in tables:
         _console(stderr=False, width=None if sys.stdout.isatty() else 200).print(each, markup=False)
@@ -612,10 +634,25 @@ def bench_shapes(
     return OK
 
 
-def _check_new(folder: Path) -> None:
-    """Nothing is written over what is there."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise typer.BadParameter(f"{folder} is there and not empty; name another folder", param_hint="OUTPUT")
+def _check_folder(folder: Path, hint: str = "OUTPUT", *, begun: bool) -> None:
+    """Nothing is written over what is there, unless this very command has begun it."""
+    if not (found := _existing_parent(folder)).is_dir():
+        raise typer.BadParameter(f"{folder} cannot be a folder: {found} is a file", param_hint=hint)
+    if not begun and folder.exists() and any(folder.iterdir()):
+        raise typer.BadParameter(f"{folder} is there and not empty; name another folder", param_hint=hint)
+
+
+def _check_file(path: Path, hint: str) -> None:
+    """Says before all the work that a file cannot be written there."""
+    if path.is_dir() or not _existing_parent(path.parent).is_dir():
+        raise typer.BadParameter(f"{path} cannot be a file: name one in a folder", param_hint=hint)
+
+
+def _half(dtype: str) -> bool | None:
+    """Whether to train in bfloat16; None for whichever is faster."""
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise typer.BadParameter(f"'{dtype}' is not one of auto, float32, bfloat16", param_hint="--dtype")
+    return None if dtype == "auto" else dtype == "bfloat16"
 
 
 def _check_writable(file: Path, option: str) -> None:

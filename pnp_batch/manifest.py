@@ -108,6 +108,7 @@ METHODS_OF: dict[str, tuple[MethodName, ...]] = {
     "p2p_edit": ("p2p",),
     "p2p_cross_replace": ("p2p",),
     "p2p_self_replace": ("p2p",),
+    "p2p_self_cells": ("p2p",),
     "seed": ("pnp", "sdedit", "text-to-image"),  # PnP draws nothing from it, but has it in its keys
     "inversion_method": INVERTING,
     "num_inversion_steps": INVERTING,
@@ -212,6 +213,7 @@ Layers = Annotated[tuple[Annotated[Integer, Field(ge=0)], ...], BeforeValidator(
 Fraction = Annotated[Number, Field(ge=0, le=1)]
 Pixels = Annotated[Integer, Field(ge=8, le=16384)]
 Steps = Annotated[Integer, Field(ge=1, le=1000)]
+Cells = Annotated[Integer, Field(ge=1)]
 Seed = Annotated[Integer, Field(ge=0, lt=2**63)]
 
 
@@ -266,6 +268,7 @@ class Settings(_Value):
     p2p_edit: Literal["auto", "replace", "refine"] = "auto"
     p2p_cross_replace: Fraction = 0.8
     p2p_self_replace: Fraction = 0.4
+    p2p_self_cells: Cells = 16**2  # the authors' limit: 16x16 of the 64x64 latents of a 512x512 picture
     inversion_method: Literal["auto", "ddim", "fixed-point"] = "auto"
     num_inversion_steps: Steps | None = None
     inversion_tolerance: Annotated[float, Field(gt=0, le=0.1)] = 1e-3

@@ -126,6 +126,12 @@ def test_a_setting_that_any_prompt_below_knows_is_welcome(project: Project) -> N
     written(project, ALL[:4], sdedit_strength=0.3, p2p_self_replace=0.2, pnp_f_t=0.7).pnp("validate")
 
 
+def test_p2p_needs_a_cell_to_take_over(project: Project) -> None:
+    said = refusal(project, [{"prompt": PROMPT, "method": "p2p", "p2p_self_cells": 0}])
+    assert "inputs.0.prompts.0.p2p_self_cells" in said
+    written(project, [{"prompt": PROMPT, "method": "p2p", "p2p_self_cells": 16}]).pnp("validate")
+
+
 def test_p2p_wants_the_words_of_the_source(project: Project) -> None:
     said = refusal(project, [{"prompt": PROMPT, "method": "p2p"}], inversion_prompt="")
     assert "compares the prompt with the words of the source: write inversion_prompt" in said
@@ -164,6 +170,7 @@ def test_a_key_depends_on_the_settings_of_its_own_method_alone(method: str) -> N
         "p2p_edit": "refine",
         "p2p_cross_replace": 0.1,
         "p2p_self_replace": 0.1,
+        "p2p_self_cells": 16,
     }
     plain = Settings(method=method)
     for name, value in others.items():

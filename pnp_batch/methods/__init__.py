@@ -89,7 +89,7 @@ METHODS: dict[str, Method] = {
         lambda settings: max(replaced_steps(settings)),
         _guided_rows,
         needs_source_prompt=True,
-        settings=("p2p_edit", "p2p_cross_replace", "p2p_self_replace"),
+        settings=("p2p_edit", "p2p_cross_replace", "p2p_self_replace", "p2p_self_cells"),
     ),
     "text-to-image": Method(
         "pnp_batch.methods.text_to_image:translate",

@@ -1,7 +1,7 @@
 """Prompt-to-Prompt (Hertz et al., ICLR 2023, arXiv 2208.01626): the source's attention maps in the place of the target's.
 
 Cross-attention maps of words that both prompts have (or that swap places) are taken over for the first
-`p2p_cross_replace` of the steps, self-attention maps of at most `SELF_TOKENS` tokens for the first `p2p_self_replace`.
+`p2p_cross_replace` of the steps, self-attention maps of at most `p2p_self_cells` cells for the first `p2p_self_replace`.
 As in the authors' code only the conditional row is edited. The paper edits generated pictures; for a real one the maps are
 read at the kept latents of its inversion, so that the source is what it is and not what guidance would make of it.
 """
@@ -23,8 +23,6 @@ from pnp_batch.diffusion.model import DiffusionModel
 from pnp_batch.diffusion.steps import Loop, State, plain_loop
 from pnp_batch.methods.pnp import Batch
 from pnp_batch.methods.sampling import Watch, guided_step
-
-SELF_TOKENS = 16**2  # the authors' limit: 16x16 of the 64x64 latents of a 512x512 picture
 
 
 @torch.inference_mode()
@@ -193,7 +191,7 @@ class _Pair:
             if crossed:
                 stack.enter_context(self._cross_replaced(crossed, [last[n] for n in crossed]))
             if copied:
-                stack.enter_context(self._self_replaced([self._row_of(n) for n in copied], [last[n] for n in copied]))
+                stack.enter_context(self._self_replaced(copied, [last[n] for n in copied]))
             output = self.model.predict(
                 torch.cat([self.latents, latents[owner]]), timestep, [*self.prompts, *(row.text for _, row in rows)]
             )
@@ -221,14 +219,19 @@ class _Pair:
             yield
 
     @contextmanager
-    def _self_replaced(self, sources: Sequence[int], rows: Sequence[int]) -> Iterator[None]:
+    def _self_replaced(self, targets: Sequence[int], rows: Sequence[int]) -> Iterator[None]:
         """Within the block, small self-attentions of some rows have their sources' queries and keys, so their maps."""
+        copies = [
+            (self.batch[n].settings.p2p_self_cells, self._row_of(n), row) for n, row in zip(targets, rows, strict=True)
+        ]
 
         def copy(_module: object, _inputs: object, output: Tensor) -> Tensor | None:
-            if output.shape[1] > SELF_TOKENS:
+            small = [(source, row) for limit, source, row in copies if output.shape[1] <= limit]
+            if not small:
                 return None
             copied = output.clone()
-            copied[rows] = output[sources]
+            for source, row in small:
+                copied[row] = output[source]
             return copied
 
         with ExitStack() as stack:

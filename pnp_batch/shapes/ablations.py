@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pnp_batch.checkpoint import Checkpoint, resolve
+from pnp_batch.checkpoint import Checkpoint
 from pnp_batch.evaluation.summary import summarised
 from pnp_batch.monitor import View
 from pnp_batch.shapes.benchmark import EDITS, Bench, Case, Setting, cases, photos, run, with_new_looks
+from pnp_batch.shapes.judge import Examined
+from pnp_batch.shapes.models import scene_model
 
 THRESHOLDS = (0.0, 0.2, 0.5, 0.8, 1.0)
 INVERSION_STEPS = (100, 200, 250, 500, 999)  # besides the sampling steps themselves
@@ -23,13 +25,11 @@ class InversionPoint:
     """One way to invert.
 
     Attributes:
-        name: The method, with its steps.
         rows: UNet rows a picture.
         psnr: Mean reconstruction PSNR in dB, against the picture.
         ci95: Half of its 95% interval; None for one picture.
     """
 
-    name: str
     rows: float
     psnr: float
     ci95: float | None
@@ -42,49 +42,65 @@ class Ablations:
     Attributes:
         thresholds: Every pair of `THRESHOLDS`, f before A.
         sites: f and A at one layer alone.
-        inversions: Ways to invert.
-        vae_psnr: What the VAE alone reaches.
+        inversions: Plain DDIM after each way to invert.
         negatives: Negative prompting on plain scenes.
     """
 
     thresholds: Bench
     sites: Bench
-    inversions: Sequence[InversionPoint]
-    vae_psnr: float
+    inversions: Bench
     negatives: Bench
+
+    @property
+    def inversion_points(self) -> list[InversionPoint]:
+        """What each way to invert costs and what comes back, in the order of its settings."""
+        points = []
+        for setting in self.inversions.settings:
+            errors = [outcome.errors for outcome in self.inversions.of(setting)]
+            psnr = summarised([float(each["reconstruction_psnr"]) for each in errors])
+            rows = sum(each["inversion_rows"] for each in errors) / len(errors)
+            points.append(InversionPoint(rows, psnr.mean, psnr.half if psnr.n > 1 else None))
+        return points
+
+    @property
+    def vae_psnr(self) -> float:
+        """What the VAE alone reaches, in dB."""
+        errors = [float(outcome.errors["vae_psnr"]) for outcome in self.inversions.outcomes]
+        return sum(errors) / len(errors)
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per point, as in the JSON file."""
         benches = {"thresholds": self.thresholds, "sites": self.sites, "negative prompting": self.negatives}
         rows = [{"ablation": name, **row} for name, bench in benches.items() for row in bench.rows()]
-        about = {"ablation": "inversion", "method": "inversion"}
         inversions = [
-            {**about, "setting": p.name, "unet_rows": p.rows, "psnr": p.psnr, "ci95": p.ci95} for p in self.inversions
+            {"ablation": "inversion", **row, "unet_rows": point.rows, "psnr": point.psnr, "psnr_ci95": point.ci95}
+            for row, point in zip(self.inversions.rows(), self.inversion_points, strict=True)
         ]
         return [*rows, *inversions]
 
 
-def run_ablations(folder: Path, scenes: int, view: View, model: str = "builtin:shapes", steps: int = 50) -> Ablations:
+def run_ablations(
+    folder: Path, scenes: int, view: View, judge: Examined, model: str = "builtin:shapes", steps: int = 50
+) -> Ablations:
     """Runs all ablations. Repeated, it computes only what is missing.
 
     Args:
         folder: Where everything goes.
         scenes: Held-out scenes for each.
         view: Shows the progress.
+        judge: Who judges.
         model: As in a manifest.
         steps: Sampling steps.
     """
-    how: dict[str, Any] = {"model": model, "num_inference_steps": steps}
-    checkpoint = resolve(model, folder)
+    how: dict[str, Any] = {"model": model, "steps": steps}
+    checkpoint = scene_model(model, folder)
     found = [case for case in cases(scenes) if case.edit == EDITS[0]]
     layers = _layers(checkpoint)
-    points, vae_psnr = _inversions(folder / "inversion", found, checkpoint, view, how)
     return Ablations(
-        thresholds=run(folder / "thresholds", found, threshold_settings(), view, **how),
-        sites=run(folder / "sites", found, site_settings(*layers), view, **how),
-        inversions=points,
-        vae_psnr=vae_psnr,
-        negatives=run(folder / "negatives", plain_cases(scenes), negative_settings(), view, **how),
+        inversions=run(folder / "inversion", found, inversion_settings(checkpoint, steps), view, judge, **how),
+        thresholds=run(folder / "thresholds", found, threshold_settings(), view, judge, **how),
+        sites=run(folder / "sites", found, site_settings(*layers), view, judge, **how),
+        negatives=run(folder / "negatives", plain_cases(scenes), negative_settings(), view, judge, **how),
     )
 
 
@@ -129,23 +145,9 @@ def negative_settings() -> list[Setting]:
     ]
 
 
-def _inversions(
-    folder: Path, found: Sequence[Case], checkpoint: Checkpoint, view: View, how: dict[str, Any]
-) -> tuple[list[InversionPoint], float]:
-    """Ways to invert: what they cost and what comes back."""
-    sampled = int(how["num_inference_steps"])
+def inversion_settings(checkpoint: Checkpoint, sampled: int) -> list[Setting]:
+    """Ways to invert whose timesteps hold the sampling ones."""
     steps = [n for n in (sampled, *INVERSION_STEPS) if checkpoint.schedule.contains(n, sampled)]
-    ways: list[tuple[str, dict[str, Any]]] = [
-        *((f"ddim {n}", {"inversion_method": "ddim", "num_inversion_steps": n}) for n in steps),
-        ("fixed-point", {"inversion_method": "fixed-point"}),
-    ]
-    settings = [Setting("ddim", name, values) for name, values in ways]
-    bench = run(folder, found, settings, view, **how)
-    points, vae = [], 0.0
-    for setting in settings:
-        errors = [outcome.errors for outcome in bench.of(setting)]
-        psnr = summarised([float(each["reconstruction_psnr"]) for each in errors])
-        rows = sum(each["inversion_rows"] for each in errors) / len(errors)
-        points.append(InversionPoint(setting.name, rows, psnr.mean, psnr.half if psnr.n > 1 else None))
-        vae = sum(each["vae_psnr"] for each in errors) / len(errors)
-    return points, vae
+    ways: list[dict[str, Any]] = [{"inversion_method": "ddim", "num_inversion_steps": n} for n in dict.fromkeys(steps)]
+    explicit = [Setting("ddim", f"ddim {way['num_inversion_steps']}", way) for way in ways]
+    return [*explicit, Setting("ddim", "fixed-point", {"inversion_method": "fixed-point"})]

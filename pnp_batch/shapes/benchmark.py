@@ -6,7 +6,8 @@ judge reads every word that the caption made new. The judge has never seen a pic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from pnp_batch.checkpoint import resolve
 from pnp_batch.engines import ENGINES, Run
 from pnp_batch.errors import PnpError
 from pnp_batch.evaluation.summary import summarised
@@ -24,8 +24,9 @@ from pnp_batch.media.images import encode_png
 from pnp_batch.monitor import View
 from pnp_batch.plan import Plan, check
 from pnp_batch.runner import Silent, Worker
-from pnp_batch.shapes.judge import HELD_OUT, PLAIN_PARTS, Judge, Reading, accuracy, iou, load_judge, read
-from pnp_batch.shapes.scenes import VOCABULARY, Scene, caption, random_scene, render, stream
+from pnp_batch.shapes.judge import PLAIN_PARTS, Examined, Judge, Reading, iou, read
+from pnp_batch.shapes.models import scene_model
+from pnp_batch.shapes.scenes import HELD_OUT, VOCABULARY, Scene, caption, random_scene, render, stream
 from pnp_batch.stages.work import Item, Unit
 from pnp_batch.store import ArtifactStore
 from pnp_batch.store.files import write_atomic
@@ -34,6 +35,7 @@ FIRST = HELD_OUT + 100_000  # beyond the scenes that the judge's own accuracy is
 EDITS = ("material and background", "style", "shape")
 STRUCTURAL = EDITS[:2]  # a new shape is not meant to fill the old one's mask
 BOOTSTRAPS = 1_000
+Z95 = 1.959963984540054  # the 97.5% quantile of the normal distribution
 
 
 @dataclass(frozen=True)
@@ -58,16 +60,41 @@ class Setting:
         return {"prompt": caption(case.target), "method": self.method, **self.values, **negative}
 
 
+def pnp(f: float, attn: float, more: str = "", **values: Any) -> Setting:
+    """PnP at two thresholds."""
+    return Setting("pnp", f"{f:.1f} / {attn:.1f}{more}", {"pnp_f_t": f, "pnp_attn_t": attn, **values})
+
+
+def p2p(cross: float, attn: float, more: str = "", **values: Any) -> Setting:
+    """Prompt-to-Prompt with two shares of the steps."""
+    shares = {"p2p_cross_replace": cross, "p2p_self_replace": attn}
+    return Setting("p2p", f"{cross:.1f} / {attn:.1f}{more}", {**shares, **values})
+
+
+# Both methods that have a threshold for layout and one for self-attention are swept alike. Prompt-to-Prompt's limit of 16x16
+# cells is a quarter of the resolution on Stable Diffusion (the authors' later code has half), and all of it on this model:
+# 4x4 and 8x8 cells are the same in proportion.
 METHODS = (
-    Setting("pnp", "0.8 / 0.5"),
-    Setting("pnp", "1.0 / 1.0", {"pnp_f_t": 1.0, "pnp_attn_t": 1.0}),
-    Setting("pnp", "f only, 0.8 / 0", {"pnp_attn_t": 0.0}),
-    Setting("pnp", "A only, 0 / 0.5", {"pnp_f_t": 0.0}),
-    Setting("pnp", "0.8 / 0.5, guidance 7.5", {"guidance_scale": 7.5}),
-    Setting("p2p", "word swap"),
-    Setting("p2p", "refinement", {"p2p_edit": "refine"}),
-    Setting("p2p", "word swap, cross only", {"p2p_self_replace": 0.0}),
-    Setting("p2p", "word swap, 1.0 / 1.0", {"p2p_cross_replace": 1.0, "p2p_self_replace": 1.0}),
+    pnp(0.5, 0.5),
+    pnp(0.8, 0.5),
+    pnp(0.8, 0.8),
+    pnp(1.0, 0.5),
+    pnp(1.0, 1.0),
+    pnp(0.8, 0.0, ", f only"),
+    pnp(0.0, 0.5, ", A only"),
+    pnp(0.8, 0.5, ", guidance 7.5", guidance_scale=7.5),
+    p2p(0.8, 0.4),
+    p2p(0.8, 0.6),
+    p2p(0.8, 0.8),
+    p2p(0.8, 1.0),
+    p2p(1.0, 1.0),
+    p2p(0.8, 0.0, ", cross only"),
+    p2p(0.8, 0.4, ", refinement", p2p_edit="refine"),
+    p2p(0.8, 0.8, ", refinement", p2p_edit="refine"),
+    p2p(0.8, 0.4, ", 4x4 cells", p2p_self_cells=4**2),
+    p2p(0.8, 0.8, ", 4x4 cells", p2p_self_cells=4**2),
+    p2p(1.0, 1.0, ", 4x4 cells", p2p_self_cells=4**2),
+    p2p(0.8, 0.8, ", 8x8 cells", p2p_self_cells=8**2),
     Setting("ddim", "guidance 3"),
     Setting("ddim", "guidance 1", {"guidance_scale": 1.0}),
     Setting("sdedit", "strength 0.3", {"sdedit_strength": 0.3}),
@@ -173,12 +200,21 @@ class Bench:
         outcomes: Every case with every setting.
         sources: The judged structure of the sources themselves, and of what the VAE makes of them: what is out of reach.
         judge: How often the judge is right on held-out scenes.
+        model: What was measured.
+        steps: Sampling steps.
     """
 
     settings: Sequence[Setting]
     outcomes: Sequence[Outcome]
     sources: dict[str, float]
     judge: dict[str, float]
+    model: str = "builtin:shapes"
+    steps: int = 50
+
+    @property
+    def scenes(self) -> int:
+        """How many scenes there are."""
+        return len({outcome.case.number for outcome in self.outcomes})
 
     def of(self, setting: Setting, edits: Sequence[str] = STRUCTURAL) -> list[Outcome]:
         """The outcomes of a setting."""
@@ -189,25 +225,55 @@ class Bench:
         return [self._row(setting) for setting in self.settings]
 
     def _row(self, setting: Setting) -> dict[str, Any]:
-        edits = {edit: self._figures(self.of(setting, (edit,))) for edit in EDITS}
-        about = {"method": setting.method, "setting": setting.name, "values": setting.values}
-        told = {name: figures for name, figures in edits.items() if figures["n"]}
-        return {**about, **self._figures(self.of(setting)), "edits": told, "judge": self.judge, "sources": self.sources}
+        edits = {edit: _figures(self.of(setting, (edit,))) for edit in EDITS}
+        return {
+            "method": setting.method,
+            "setting": setting.name,
+            "values": setting.values,
+            **_figures(self.of(setting)),
+            "edits": {name: figures for name, figures in edits.items() if figures["n"]},
+            "model": self.model,
+            "steps": self.steps,
+            "scenes": self.scenes,
+            "judge": self.judge,
+            "sources": self.sources,
+        }
 
-    @staticmethod
-    def _figures(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-        """Means; intervals over scenes, since the edits of one scene are not independent."""
-        figures: dict[str, Any] = {"n": len(outcomes)}
-        for name, key in (("structure_iou", "structure"), ("text_accuracy", "text"), ("shape_kept", "shape_kept")):
-            per_scene: dict[int, list[float]] = {}
-            for outcome in outcomes:
-                per_scene.setdefault(outcome.case.number, []).append(float(getattr(outcome, key)))
-            summary = summarised([sum(each) / len(each) for each in per_scene.values()])
-            figures[name] = sum(map(sum, per_scene.values())) / len(outcomes) if outcomes else None
-            figures[{"structure_iou": "ci95", "text_accuracy": "text_ci95", "shape_kept": "shape_ci95"}[name]] = (
-                summary.half if summary.n > 1 else None
-            )
-        return figures
+
+def _figures(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Means with intervals over scenes, since the edits of one scene are not independent; none for a single scene."""
+    scenes = len({outcome.case.number for outcome in outcomes})
+    return {
+        "n": len(outcomes),
+        **_structure([(o.case.number, o.structure) for o in outcomes]),
+        **_share("text_accuracy", "text", [o.text for o in outcomes], scenes),
+        **_share("shape_kept", "shape", [o.shape_kept for o in outcomes], scenes),
+    }
+
+
+def _structure(values: Sequence[tuple[int, float]]) -> dict[str, float | None]:
+    """The mean of values of scenes, and half of its interval."""
+    per_scene: dict[int, list[float]] = {}
+    for number, value in values:
+        per_scene.setdefault(number, []).append(value)
+    summary = summarised([sum(each) / len(each) for each in per_scene.values()])
+    mean = sum(value for _, value in values) / len(values) if values else None
+    return {"structure_iou": mean, "ci95": summary.half if summary.n > 1 else None}
+
+
+def _share(name: str, short: str, hits: Sequence[bool], scenes: int) -> dict[str, float | None]:
+    """The share of hits, and its interval as if every scene were one result: on the safe side."""
+    share = sum(hits) / len(hits) if hits else None
+    low, high = (None, None) if share is None or scenes < 2 else wilson95(share, scenes)
+    return {name: share, f"{short}_low": low, f"{short}_high": high}
+
+
+def wilson95(share: float, n: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a share of n (Wilson 1927): never beyond 0 and 1, and not of no width where all are right."""
+    centre = share + Z95**2 / (2 * n)
+    spread = Z95 * math.sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2))
+    scale = 1 + Z95**2 / n
+    return max((centre - spread) / scale, 0.0), min((centre + spread) / scale, 1.0)
 
 
 def run(
@@ -215,10 +281,10 @@ def run(
     found: Sequence[Case],
     settings: Sequence[Setting],
     view: View,
+    judge: Examined,
     *,
     model: str = "builtin:shapes",
-    engine: str = "local",
-    **defaults: Any,
+    steps: int = 50,
 ) -> Bench:
     """Makes and judges every case with every setting. Repeated, it computes only what is missing.
 
@@ -227,30 +293,30 @@ def run(
         found: The cases.
         settings: The points.
         view: Shows the progress of the run.
+        judge: Who judges.
         model: As in a manifest; one that paints scenes.
-        engine: As in a manifest.
-        **defaults: Settings that hold for all.
+        steps: Sampling steps.
 
     Raises:
+        ModelError: The model does not paint pictures of the scenes' size.
         PnpError: Some results could not be made.
     """
-    manifest = _written(folder, found, settings, model, engine, defaults)
+    manifest = _written(folder, found, settings, model, steps)
     plan = _plan(manifest)
     summary = ENGINES[manifest.run.engine](Run(plan, view))
     if summary.failed:
         raise PnpError(f"{summary.failed} results of the benchmark failed; see {manifest.output / 'failures.jsonl'}")
-    judge = load_judge()
-    return Bench(settings, _outcomes(plan, found, settings, judge), _reach(plan, found, judge), accuracy(judge))
+    return Bench(
+        settings,
+        _outcomes(plan, found, settings, judge.judge),
+        _reach(plan, found, judge.judge),
+        judge.accuracy,
+        model,
+        steps,
+    )
 
 
-def _written(
-    folder: Path,
-    found: Sequence[Case],
-    settings: Sequence[Setting],
-    model: str,
-    engine: str,
-    defaults: dict[str, Any],
-) -> Manifest:
+def _written(folder: Path, found: Sequence[Case], settings: Sequence[Setting], model: str, steps: int) -> Manifest:
     """The manifest of the benchmark, with the scenes beside it."""
     inputs = []
     for source in dict.fromkeys(case.source for case in found):
@@ -262,9 +328,9 @@ def _written(
         "version": 1,
         "model": model,
         "output_dir": "results",
-        "defaults": {"num_inference_steps": 50, "guidance_scale": 3.0, **defaults},
+        "defaults": {"num_inference_steps": steps, "guidance_scale": 3.0},
         "inputs": inputs,
-        "run": {"engine": engine},
+        "run": {"engine": "local"},
     }
     path = folder / "manifest.yaml"
     write_atomic(path, yaml.safe_dump(content, sort_keys=False, width=120))
@@ -272,7 +338,7 @@ def _written(
 
 
 def _plan(manifest: Manifest) -> Plan:
-    checkpoint = resolve(manifest.model, manifest.base)
+    checkpoint = scene_model(manifest.model, manifest.base)
     check(manifest, checkpoint)
     return Plan(manifest, checkpoint)
 
@@ -345,45 +411,71 @@ def _reach(plan: Plan, found: Sequence[Case], judge: Judge) -> dict[str, float]:
 # --- the claim: PnP lies above the baselines' trade-off ---------------------------------------------------------------
 
 
+def is_small_in_proportion(setting: Setting) -> bool:
+    """Whether no self-attention map is taken over that Prompt-to-Prompt would leave alone on Stable Diffusion."""
+    return not setting.values.get("p2p_self_replace", 1) or "p2p_self_cells" in setting.values
+
+
+# Which settings of the baselines make up a curve.
+CURVES: Mapping[str, Callable[[Setting], bool]] = {
+    "all baselines": lambda setting: True,
+    "P2P with its limit in proportion": lambda setting: setting.method != "p2p" or is_small_in_proportion(setting),
+    "without P2P": lambda setting: setting.method != "p2p",
+}
+
+
 @dataclass(frozen=True)
 class Margin:
-    """How far a setting lies above the baselines' trade-off curve.
+    """How far a setting lies above a trade-off curve of baselines.
 
     Attributes:
         setting: The setting.
+        curve: One of `CURVES`.
         structure: Its structure minus the curve's at its text accuracy.
-        low: Lower end of the 95% interval over scenes.
+        low: Lower end of the 95% interval over scenes; None for a single scene.
         high: Upper end.
     """
 
     setting: Setting
+    curve: str
     structure: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 def margins(bench: Bench, method: str = "pnp") -> list[Margin]:
-    """The margin of each setting of a method, with percentile bootstrap intervals over scenes.
+    """The margin of each setting of a method above each curve, with percentile bootstrap intervals over scenes.
 
-    The curve is the upper hull of the baselines' points: what any of them reaches at a text accuracy, or a mixture of two of
+    A curve is the upper hull of the baselines' points: what any of them reaches at a text accuracy, or a mixture of two of
     them would. Beyond the most accurate baseline it stays at that one's structure.
     """
-    baselines = [s for s in bench.settings if s.method != method]
     own = [s for s in bench.settings if s.method == method]
-    if not baselines or not own:
-        return []
+    others = [s for s in bench.settings if s.method != method]
+    curves = {name: [s for s in others if belongs(s)] for name, belongs in CURVES.items()}
     numbers = sorted({o.case.number for o in bench.outcomes if o.case.edit in STRUCTURAL})
-    sums = {setting: _sums(bench, setting, numbers) for setting in (*own, *baselines)}
+    sums = {setting: _sums(bench, setting, numbers) for setting in bench.settings}
     rng = np.random.default_rng(0)
     draws = [np.arange(len(numbers)), *rng.integers(len(numbers), size=(BOOTSTRAPS, len(numbers)))]
-    found: dict[Setting, list[float]] = {setting: [] for setting in own}
+    found: dict[tuple[Setting, str], list[float]] = {}
     for draw in draws:
         means = {setting: table[draw].sum(0)[:2] / table[draw].sum(0)[2] for setting, table in sums.items()}
-        curve = np.array(_hull([(float(means[s][1]), float(means[s][0])) for s in baselines]))
-        for setting in own:
-            structure, text = means[setting]
-            found[setting].append(float(structure - np.interp(text, curve[:, 0], curve[:, 1])))
-    return [Margin(s, each[0], *map(float, np.percentile(each[1:], (2.5, 97.5)))) for s, each in found.items()]
+        for name, baselines in curves.items():
+            curve = np.array(hull([(float(means[s][1]), float(means[s][0])) for s in baselines]))
+            for setting in own if baselines else ():
+                structure, text = means[setting]
+                above = float(structure - np.interp(text, curve[:, 0], curve[:, 1]))
+                found.setdefault((setting, name), []).append(above)
+    return [
+        Margin(setting, name, each[0], *_interval(each[1:], len(numbers))) for (setting, name), each in found.items()
+    ]
+
+
+def _interval(draws: Sequence[float], scenes: int) -> tuple[float | None, float | None]:
+    """The 95% percentile interval of bootstrap draws."""
+    if scenes < 2:
+        return None, None
+    low, high = np.percentile(draws, (2.5, 97.5))
+    return float(low), float(high)
 
 
 def _sums(bench: Bench, setting: Setting, numbers: Sequence[int]) -> npt.NDArray[np.float64]:
@@ -394,15 +486,15 @@ def _sums(bench: Bench, setting: Setting, numbers: Sequence[int]) -> npt.NDArray
     return table
 
 
-def _hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """The upper hull of (text, structure) points from left to right, falling: points that another one beats are no part."""
     best = [p for p in sorted(points) if not any(q[0] >= p[0] and q[1] >= p[1] and q != p for q in points)]
-    hull: list[tuple[float, float]] = []
+    falling: list[tuple[float, float]] = []
     for point in dict.fromkeys(best):
-        while len(hull) > 1 and _turns_up(hull[-2], hull[-1], point):
-            hull.pop()
-        hull.append(point)
-    return hull
+        while len(falling) > 1 and _turns_up(falling[-2], falling[-1], point):
+            falling.pop()
+        falling.append(point)
+    return falling
 
 
 def _turns_up(first: tuple[float, float], second: tuple[float, float], third: tuple[float, float]) -> bool:

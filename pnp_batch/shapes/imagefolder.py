@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,29 @@ from PIL import Image
 from pnp_batch.errors import disk_errors_named
 from pnp_batch.shapes.clips import clip, clip_scenes
 from pnp_batch.shapes.scenes import VOCABULARY, caption, random_caption, random_scene, render
-from pnp_batch.store.files import write_atomic
+from pnp_batch.store.files import remove_stale_temps, temp_name, write_atomic
+
+UNFINISHED = ".unfinished"  # says in a folder what is being rendered there, and is gone when all of it is
+
+
+def unfinished(folder: Path) -> str | None:
+    """What an earlier rendering that was stopped was to write into a folder, if there was one."""
+    marker = folder / UNFINISHED
+    return marker.read_text() if marker.is_file() else None
+
+
+@contextmanager
+def rendering(folder: Path, about: str) -> Iterator[None]:
+    """Marks a folder as unfinished until the block is through, so that the same command may go on there."""
+    with disk_errors_named(str(folder)):
+        remove_stale_temps(folder.rglob("*"))
+        write_atomic(folder / UNFINISHED, about)
+        yield
+        (folder / UNFINISHED).unlink()
 
 
 def write_scenes(folder: Path, count: int, seed: int = 0, size: int = 64) -> Iterator[str]:
-    """Writes scenes; the same seed gives the same bytes.
+    """Writes scenes; the same seed gives the same bytes, and what is there already is not drawn again.
 
     `images/` holds the pictures, `masks/` the alpha of their objects, and `metadata.jsonl` a row for each: the captions (the
     canonical one and a random wording), the words, the pose. The metadata is written last: with it the folder is whole.
@@ -35,14 +54,14 @@ def write_scenes(folder: Path, count: int, seed: int = 0, size: int = 64) -> Ite
         The name of each picture, once it is there.
     """
     rows = []
-    for part in ("images", "masks"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
     with disk_errors_named(str(folder)):
         for number in range(seed, seed + count):
             name = f"{number:08}.png"
-            picture, mask = render(scene := random_scene(number), size)
-            (folder / "images" / name).write_bytes(_png(picture))
-            (folder / "masks" / name).write_bytes(_png(mask))
+            scene, last = random_scene(number), folder / "masks" / name
+            if not last.exists():
+                picture, mask = render(scene, size)
+                write_atomic(folder / "images" / name, _png(picture))
+                write_atomic(last, _png(mask))
             words = {part: getattr(scene, part) for part in VOCABULARY}
             pose = {"centre": scene.centre, "radius": scene.radius, "angle": scene.angle, "seed": scene.seed}
             texts = {"caption": caption(scene), "wording": random_caption(scene, number)}
@@ -75,11 +94,10 @@ def write_clips(
         for number in range(seed, seed + count):
             made, scene = clip(number, frames, size), clip_scenes(number, 1)[0]
             name, masks = f"videos/{number:08}.mp4", folder / "masks" / f"{number:08}"
-            masks.mkdir(parents=True)
-            for index, mask in enumerate(made.masks):
-                (masks / f"{index:04}.png").write_bytes(_png(mask))
-            (folder / "videos").mkdir(exist_ok=True)
-            _encode(folder / name, made.frames, fps)
+            if not (folder / name).exists():
+                for index, mask in enumerate(made.masks):
+                    write_atomic(masks / f"{index:04}.png", _png(mask))
+                _encode(folder / name, made.frames, fps)
             words = {part: getattr(scene, part) for part in VOCABULARY}
             about = {
                 "file_name": name,
@@ -97,12 +115,15 @@ def _encode(path: Path, frames: npt.NDArray[np.uint8], fps: int) -> None:
     """H.264 at high quality, on one thread and without dates, so that the bytes are the same every time."""
     same = ["-threads", "1", "-fflags", "+bitexact", "-flags:v", "+bitexact", "-x264-params", "cpu-independent=1"]
     height, width = frames.shape[1:3]
-    quality: dict[str, Any] = {"codec": "libx264", "quality": None, "output_params": ["-crf", "12", *same]}
-    writer = imageio_ffmpeg.write_frames(str(path), (width, height), fps=fps, macro_block_size=2, **quality)
+    quality: dict[str, Any] = {"codec": "libx264", "quality": None, "output_params": ["-crf", "12", *same, "-f", "mp4"]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(temp_name())
+    writer = imageio_ffmpeg.write_frames(str(temporary), (width, height), fps=fps, macro_block_size=2, **quality)
     writer.send(None)
     for frame in frames:
         writer.send(np.ascontiguousarray(frame))
     writer.close()
+    temporary.replace(path)
 
 
 def _png(pixels: npt.NDArray[np.uint8]) -> bytes:

@@ -16,17 +16,19 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pnp_batch.shapes.learning import SILENT, Recipe, Watch, learn
-from pnp_batch.shapes.scenes import VOCABULARY, Scene, random_scene, render
+from pnp_batch.errors import ModelError
+from pnp_batch.shapes.learning import SILENT, Recipe, Watch, is_half_faster, learn
+from pnp_batch.shapes.scenes import HELD_OUT, VOCABULARY, Scene, random_scene, render
 
 WEIGHTS = Path(__file__).parent / "judge.safetensors"
 WIDTHS = (32, 64, 96, 128)
+CPU = torch.device("cpu")
 BATCH = 64
 RECIPE = Recipe(steps=2_000, learning_rate=3e-3, average=0.995)
-HELD_OUT = 1_000_000_000  # scenes from this seed on are never trained on, by the judge or by the model
 PLAIN_PARTS = ("material", "background")  # a sketch is ink on paper and shows neither
 
 
@@ -111,9 +113,16 @@ def _max(features: Tensor) -> Tensor:
 
 
 def load_judge(path: Path = WEIGHTS) -> Judge:
-    """The trained judge of the repository, or one from another file."""
+    """The trained judge of the repository, or one from another file.
+
+    Raises:
+        ModelError: The file is missing, or no judge.
+    """
     judge = Judge()
-    judge.load_state_dict({name: tensor.float() for name, tensor in safetensors.torch.load_file(path).items()})
+    try:
+        judge.load_state_dict({name: tensor.float() for name, tensor in safetensors.torch.load_file(path).items()})
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ModelError(f"{path} is no judge that `pnp-batch shapes judge` wrote: {error}") from error
     return judge.eval()
 
 
@@ -151,19 +160,45 @@ def accuracy(judge: Judge, count: int = 512) -> dict[str, float]:
     return figures | {"mask_iou": sum(ious) / count}
 
 
-def train_judge(folder: Path, recipe: Recipe = RECIPE, watch: Watch = SILENT, half: bool = False) -> Judge:
+@dataclass(frozen=True)
+class Examined:
+    """A judge, and how often it is right: no figure of the one goes without those of the other."""
+
+    judge: Judge
+    accuracy: dict[str, float]
+
+
+def examined(judge: Judge) -> Examined:
+    """A judge with its accuracy on held-out scenes."""
+    return Examined(judge, accuracy(judge))
+
+
+def train_judge(
+    folder: Path,
+    recipe: Recipe = RECIPE,
+    watch: Watch = SILENT,
+    half: bool | None = None,
+    device: torch.device = CPU,
+) -> Judge:
     """Trains a judge on fresh scenes.
 
     Args:
         folder: Where its checkpoint is kept.
         recipe: How.
         watch: Who looks on.
-        half: Whether to compute in bfloat16.
+        half: Whether to compute in bfloat16; None measures which is faster.
+        device: Where.
     """
     torch.manual_seed(0)
-    judge = Judge()
-    learn("judge", judge, lambda step: _loss(judge, step), recipe, folder, watch, half)
-    return judge
+    judge = Judge().to(device).eval()
+
+    def loss(step: int) -> Tensor:
+        return _loss(judge, step, device)
+
+    if half is None:
+        half = is_half_faster("judge", loss, device, folder, watch.say)
+    learn("judge", judge, loss, recipe, folder, watch, half)
+    return judge.cpu()
 
 
 def save_judge(judge: Judge, path: Path) -> None:
@@ -173,18 +208,18 @@ def save_judge(judge: Judge, path: Path) -> None:
     safetensors.torch.save_file(half, path)
 
 
-def _loss(judge: Judge, step: int) -> Tensor:
+def _loss(judge: Judge, step: int, device: torch.device) -> Tensor:
     """Of a step's own scenes: cross-entropy of every word the picture shows, and of the mask with its overlap (Dice)."""
     scenes = [random_scene(step * BATCH + row) for row in range(BATCH)]
     drawn = [render(scene) for scene in scenes]
     pictures = _disturbed(_tensor(np.stack([picture for picture, _ in drawn])), step)
     truth = torch.from_numpy(np.stack([mask for _, mask in drawn])).float() / 255
-    verdict = judge(pictures)
+    verdict, truth = judge(pictures.to(device)), truth.to(device)
     inside = verdict.mask.sigmoid()
     overlap = (2 * (inside * truth).sum((1, 2)) + 1) / (inside.sum((1, 2)) + truth.sum((1, 2)) + 1)
     total: Tensor = 2 * F.binary_cross_entropy_with_logits(verdict.mask, truth) + (1 - overlap).mean()
     for part, logits in verdict.parts.items():
-        total = total + F.cross_entropy(logits, _targets(scenes, part), ignore_index=-1)
+        total = total + F.cross_entropy(logits, _targets(scenes, part).to(device), ignore_index=-1)
     return total
 
 

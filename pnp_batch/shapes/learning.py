@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pnp_batch.errors import PnpError
 from pnp_batch.store.checkpoints import LoopCheckpoint
+from pnp_batch.store.files import write_atomic
 
 SECONDS_BETWEEN_NEWS = 30.0
 
@@ -121,6 +122,41 @@ def learn(
                 watch.show(step + 1)
     learner.swap()
     network.eval()
+
+
+def is_half_faster(
+    name: str, loss: Callable[[int], Tensor], device: torch.device, folder: Path, say: Callable[[str], None]
+) -> bool:
+    """Whether bfloat16 makes a step faster on this machine; without units for it, it is several times slower.
+
+    The answer is kept beside the checkpoint: a training that went on in another dtype would not end with the same bits.
+
+    Args:
+        name: Of what is learnt.
+        loss: The loss of a step, as for `learn`; of a network in evaluation mode, so that timing it changes nothing.
+        device: Where it is computed.
+        folder: Where the checkpoint is kept.
+        say: Told what was found.
+    """
+    kept = folder / f"{name}.dtype"
+    if kept.exists():
+        return kept.read_text() == "bfloat16"
+    seconds = {half: _seconds_of_a_step(loss, device, half) for half in (False, True)}
+    say(f"{name}: {seconds[False]:.2f} s a step in float32, {seconds[True]:.2f} s in bfloat16; the faster is used")
+    faster = seconds[True] < seconds[False]
+    write_atomic(kept, "bfloat16" if faster else "float32")
+    return faster
+
+
+def _seconds_of_a_step(loss: Callable[[int], Tensor], device: torch.device, half: bool) -> float:
+    for _ in range(3):  # the first pays for allocation and kernel choice
+        begin = time.perf_counter()
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            scalar = loss(0)
+        scalar.backward()  # type: ignore[no-untyped-call]
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    return time.perf_counter() - begin
 
 
 class _News:

@@ -13,7 +13,7 @@ from rich import box
 from rich.table import Table
 
 from pnp_batch.media.images import encode_png
-from pnp_batch.shapes.ablations import Ablations, InversionPoint
+from pnp_batch.shapes.ablations import Ablations
 from pnp_batch.shapes.benchmark import EDITS, Bench, Margin, Outcome
 from pnp_batch.shapes.scenes import caption, render
 
@@ -43,17 +43,24 @@ def reach(sources: Mapping[str, float]) -> str:
     return f"Structure of the sources themselves: {best:.3f}; of what comes back from their inversion: {back:.3f}."
 
 
+def what(bench: Bench) -> str:
+    """What was measured, in a line."""
+    scenes = f"{bench.scenes} scene{'s' if bench.scenes > 1 else ''}"
+    return f"{scenes}, {bench.steps} steps, {bench.model}"
+
+
 HEADS = ("method", "setting", "structure", "text", "shape kept", "n", *EDITS)
+INVERSION_HEADS = ("inversion", "UNet rows", "reconstruction PSNR (dB)", "structure", "text", "n")
 
 
 def cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """The rows of a benchmark as text, in the columns of `HEADS`; for each edit structure and text."""
+    """The rows of a benchmark as text, in the columns of `HEADS`; for each edit structure / text."""
     return [
         [
             row["method"],
             row["setting"],
             _with(row["structure_iou"], row["ci95"]),
-            _with(row["text_accuracy"], row["text_ci95"]),
+            _between(row["text_accuracy"], row["text_low"], row["text_high"]),
             _with(row["shape_kept"], None),
             str(row["n"]),
             *(_pair(row["edits"].get(edit)) for edit in EDITS),
@@ -62,100 +69,125 @@ def cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     ]
 
 
+def inversion_cells(found: Ablations) -> list[list[str]]:
+    """The ways to invert as text, in the columns of `INVERSION_HEADS`."""
+    lines = [
+        [
+            row["setting"],
+            f"{point.rows:.0f}",
+            f"{point.psnr:.2f}" + (f" ± {point.ci95:.2f}" if point.ci95 is not None else ""),
+            _with(row["structure_iou"], row["ci95"]),
+            _between(row["text_accuracy"], row["text_low"], row["text_high"]),
+            str(row["n"]),
+        ]
+        for row, point in zip(found.inversions.rows(), found.inversion_points, strict=True)
+    ]
+    return [*lines, ["the VAE alone", "0", f"{found.vae_psnr:.2f}", "-", "-", "-"]]
+
+
+def margin_heads(margins: Sequence[Margin]) -> list[str]:
+    """The columns of `margin_cells`."""
+    return ["setting", *dict.fromkeys(margin.curve for margin in margins)]
+
+
+def margin_cells(margins: Sequence[Margin]) -> list[list[str]]:
+    """For each setting its margins above every curve."""
+    lines: dict[str, list[str]] = {}
+    for margin in margins:
+        interval = "" if margin.low is None else f" [{margin.low:+.3f}, {margin.high:+.3f}]"
+        name = f"{margin.setting.method} {margin.setting.name}"
+        lines.setdefault(name, [name]).append(f"{margin.structure:+.3f}{interval}")
+    return list(lines.values())
+
+
 def _with(value: float | None, half: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.3f}" + (f" ± {half:.3f}" if half is not None else "")
 
 
+def _between(value: float | None, low: float | None, high: float | None) -> str:
+    return _with(value, None) + (f" [{low:.2f}, {high:.2f}]" if low is not None else "")
+
+
 def _pair(figures: Mapping[str, Any] | None) -> str:
-    return f"{figures['structure_iou']:.2f} / {figures['text_accuracy']:.2f}" if figures else "-"
+    return f"{_with(figures['structure_iou'], figures['ci95'])} / {figures['text_accuracy']:.2f}" if figures else "-"
 
 
-def table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
-    """A benchmark for the terminal."""
-    made = Table(title=title, box=box.SIMPLE, title_justify="left")
-    for number, head in enumerate(HEADS):
-        made.add_column(head, justify="left" if number < 2 else "right")
-    for line in cells(rows):
+def _table(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]], left: int, caption: str) -> Table:
+    """A table for the terminal, its first columns to the left."""
+    made = Table(title=title, box=box.SIMPLE, title_justify="left", caption=caption, caption_justify="left")
+    for number, head in enumerate(heads):
+        made.add_column(head, justify="left" if number < left else "right")
+    for line in lines:
         made.add_row(*line)
     return made
 
 
-def margin_line(margin: Margin) -> str:
-    """A setting's margin, in a line."""
-    value = f"{margin.structure:+.3f} [{margin.low:+.3f}, {margin.high:+.3f}]"
-    return f"{margin.setting.method} {margin.setting.name}: {value}"
+def table(bench: Bench, title: str) -> Table:
+    """A benchmark for the terminal."""
+    return _table(f"{title}: {what(bench)}", HEADS, cells(bench.rows()), 2, judged(bench.judge))
 
 
-def margins_about(count: int) -> str:
-    """What the lines of margins mean."""
-    return f"Structure above the baselines' trade-off curve at the same text accuracy [95%, bootstrap over {count} scenes]:"
+ABOVE = (
+    "Structure above the baselines' trade-off curve at the same text accuracy, with 95% intervals (bootstrap over scenes). "
+    "In proportion: Prompt-to-Prompt takes over self-attention maps of 4x4 (one setting: 8x8) cells at most, a quarter (half) of "
+    "the latents' resolution as on Stable Diffusion; 16x16, the authors' number, is all of this model's."
+)
 
 
 def benchmark_tables(bench: Bench, margins: Sequence[Margin]) -> list[Table | str]:
     """What is said of a benchmark on the terminal."""
-    count = len({outcome.case.number for outcome in bench.outcomes})
-    lines = [margins_about(count), *(f"  {margin_line(margin)}" for margin in margins)] if margins else []
-    return [table(bench.rows(), "Methods"), "\n".join(lines), judged(bench.judge), reach(bench.sources)]
+    above = [_table("Margins", margin_heads(margins), margin_cells(margins), 1, ABOVE)] if margins else []
+    return [table(bench, "Methods"), *above, reach(bench.sources)]
 
 
 def ablation_tables(found: Ablations) -> list[Table | str]:
     """What is said of the ablations on the terminal."""
-    inversions = Table(title="Inversion", box=box.SIMPLE, title_justify="left")
-    for number, head in enumerate(("method", "UNet rows", "reconstruction PSNR (dB)")):
-        inversions.add_column(head, justify="left" if number == 0 else "right")
-    for point in found.inversions:
-        inversions.add_row(point.name, f"{point.rows:.0f}", _decibels(point))
-    inversions.add_row("the VAE alone", "0", f"{found.vae_psnr:.2f}")
+    inversions = found.inversions
+    title = f"Inversion: {what(inversions)}"
     return [
-        *(table(bench.rows(), title) for title, bench in _benches(found).items()),
-        inversions,
-        judged(found.thresholds.judge),
+        *(table(bench, title) for title, bench in _benches(found).items()),
+        _table(title, INVERSION_HEADS, inversion_cells(found), 1, judged(inversions.judge)),
         reach(found.thresholds.sources),
     ]
-
-
-def _decibels(point: InversionPoint) -> str:
-    return f"{point.psnr:.2f}" + (f" ± {point.ci95:.2f}" if point.ci95 is not None else "")
 
 
 def _benches(found: Ablations) -> dict[str, Bench]:
     return {
         "Thresholds (f / A)": found.thresholds,
         "One layer at a time": found.sites,
-        "Negative prompting": found.negatives,
+        "Negative prompting on plain scenes": found.negatives,
     }
 
 
-def benchmark_page(bench: Bench, margins: Sequence[Margin], plot: bytes) -> str:
-    """The page of a benchmark."""
-    count = len({outcome.case.number for outcome in bench.outcomes})
+def benchmark_page(bench: Bench, margins: Sequence[Margin], plot: bytes, report: str) -> str:
+    """The page of a benchmark; `report` is the address of the run's own report."""
     parts = [
         "<h1>Structure against text, where the truth is known</h1>",
-        f"<p>{escape(judged(bench.judge))} {escape(reach(bench.sources))}</p>",
+        f"<p>{escape(what(bench))}. {escape(judged(bench.judge))} {escape(reach(bench.sources))} "
+        f'Every single result is in the <a href="{escape(report)}">report of the run</a>.</p>',
         _image(plot, "plot"),
-        _html_table(cells(bench.rows())),
+        _html_table(HEADS, cells(bench.rows())),
         "<p>Structure and text are over new material and background and new styles; the last columns show structure / text "
-        "for each edit. A new shape is not meant to fill the old mask.</p>",
-        f"<p>{escape(margins_about(count))}</p>" if margins else "",
-        "<ul>" + "".join(f"<li>{escape(margin_line(margin))}</li>" for margin in margins) + "</ul>",
-        "<h2>Pictures</h2>",
-        *_pictures(bench.outcomes),
+        "for each edit. A new shape is not meant to fill the old mask. Intervals are 95% over scenes, of text Wilson's.</p>",
     ]
-    return _page("pnp-batch bench shapes", parts)
+    if margins:
+        parts += [f"<h2>Margins</h2><p>{escape(ABOVE)}</p>", _html_table(margin_heads(margins), margin_cells(margins))]
+    return _page("pnp-batch bench shapes", [*parts, "<h2>Pictures</h2>", *_pictures(bench.outcomes)])
 
 
 def ablation_page(found: Ablations, plot: bytes) -> str:
     """The page of the ablations."""
-    parts = [
-        "<h1>Ablations</h1>",
-        f"<p>{escape(judged(found.thresholds.judge))} {escape(reach(found.thresholds.sources))}</p>",
-        _image(plot, "plot"),
-    ]
+    parts = ["<h1>Ablations</h1>", f"<p>{escape(reach(found.thresholds.sources))}</p>", _image(plot, "plot")]
     for title, bench in _benches(found).items():
-        parts += [f"<h2>{escape(title)}</h2>", _html_table(cells(bench.rows()))]
+        parts += [_head(title, bench), _html_table(HEADS, cells(bench.rows()))]
+    parts += [_head("Inversion", found.inversions), _html_table(INVERSION_HEADS, inversion_cells(found))]
     return _page("pnp-batch bench shapes --ablations", parts)
+
+
+def _head(title: str, bench: Bench) -> str:
+    return f"<h2>{escape(title)}</h2><p>{escape(what(bench))}. {escape(judged(bench.judge))}</p>"
 
 
 def _page(title: str, parts: Sequence[str]) -> str:
@@ -163,8 +195,8 @@ def _page(title: str, parts: Sequence[str]) -> str:
     return head + "\n".join(parts) + "</html>\n"
 
 
-def _html_table(lines: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in HEADS)
+def _html_table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
     return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
 

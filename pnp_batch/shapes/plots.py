@@ -12,10 +12,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pnp_batch.shapes.ablations import THRESHOLDS, Ablations
-from pnp_batch.shapes.benchmark import Bench
+from pnp_batch.shapes.benchmark import CURVES, Bench, Setting, hull
 
-COLOURS = {"pnp": "#c2410c", "p2p": "#2563eb", "ddim": "#0d9488", "sdedit": "#7c3aed", "text-to-image": "#57534e"}
-MARKERS = {"pnp": "o", "p2p": "s", "ddim": "D", "sdedit": "^", "text-to-image": "X"}
+IN_PROPORTION = "p2p, limit in proportion"
+COLOURS = {
+    "pnp": "#c2410c",
+    "p2p": "#2563eb",
+    IN_PROPORTION: "#0891b2",
+    "ddim": "#0d9488",
+    "sdedit": "#7c3aed",
+    "text-to-image": "#57534e",
+}
+MARKERS = {"pnp": "o", "p2p": "s", IN_PROPORTION: "P", "ddim": "D", "sdedit": "^", "text-to-image": "X"}
+STRUCTURE, TEXT = "#c2410c", "#2563eb"
 
 mpl.rcParams.update(
     {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
@@ -23,54 +32,88 @@ mpl.rcParams.update(
 
 
 def trade_off(bench: Bench) -> bytes:
-    """Structure against text, one point per setting with its 95% intervals over scenes."""
-    figure = Figure(figsize=(8, 5.4), layout="constrained")
+    """Structure against text, one point per setting with its 95% intervals over scenes, and the baselines' curves."""
+    figure = Figure(figsize=(10, 7), layout="constrained")
     axes = figure.subplots()
-    axes.axhline(bench.sources["picture"], color="0.6", lw=1, ls=":")
+    axes.plot((0, 1), [bench.sources["picture"]] * 2, color="0.6", lw=1, ls=":")
     axes.text(0.0, bench.sources["picture"] + 0.006, "the judge on the sources themselves", color="0.45", fontsize=8)
+    rows = list(zip(bench.settings, bench.rows(), strict=True))
+    for (name, belongs), style in zip(CURVES.items(), ("-", "--", ":"), strict=True):
+        _curve(axes, [row for setting, row in rows if setting.method != "pnp" and belongs(setting)], name, style)
     seen: set[str] = set()
-    for row in bench.rows():
-        method = row["method"]
+    for setting, row in rows:
+        kind = _kind(setting)
         x, y = row["text_accuracy"], row["structure_iou"]
-        axes.errorbar(
-            x,
-            y,
-            xerr=row["text_ci95"] or 0,
-            yerr=row["ci95"] or 0,
-            fmt=MARKERS[method],
-            color=COLOURS[method],
-            elinewidth=0.7,
-            alpha=0.9,
-            label=None if method in seen else method,
-        )
-        seen.add(method)
-    _label(axes, bench.rows())
+        line: dict[str, Any] = {"fmt": MARKERS[kind], "color": COLOURS[kind], "elinewidth": 0.6, "alpha": 0.9, "ms": 5}
+        axes.errorbar(x, y, **_bars_of(row), label=None if kind in seen else kind, **line)
+        seen.add(kind)
+    _label(axes, rows)
     axes.set(
         xlabel="text: share of results with every new word recognised", ylabel="structure: IoU with the known mask"
     )
-    axes.set(xlim=(-0.04, 1.3), ylim=(0, 1), xticks=np.linspace(0, 1, 6))
-    axes.set_title(f"{len(bench.of(bench.settings[0]))} edits of held-out scenes a point, 95% intervals over scenes")
-    axes.legend(loc="lower left", frameon=False)
+    axes.set(xlim=(-0.03, 1.45), ylim=(0, 1), xticks=np.linspace(0, 1, 6))
+    count = len(bench.of(bench.settings[0]))
+    axes.set_title(f"{count} edits of {bench.scenes} held-out scenes a point, 95% intervals over scenes")
+    axes.legend(loc="lower left", frameon=False, fontsize=8)
     return _png(figure)
 
 
-def _label(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
-    """The settings' names beside their points, those of one neighbourhood moved apart."""
-    placed: list[tuple[float, float]] = []
-    for row in sorted(rows, key=lambda row: -row["structure_iou"]):
+def _kind(setting: Setting) -> str:
+    return IN_PROPORTION if "p2p_self_cells" in setting.values else setting.method
+
+
+def _curve(axes: Axes, rows: Sequence[dict[str, Any]], name: str, style: str) -> None:
+    """The upper hull of some points, on to the left edge at the height of its first one."""
+    points = hull([(row["text_accuracy"], row["structure_iou"]) for row in rows])
+    if points:
+        x, y = zip((0.0, points[0][1]), *points, strict=True)
+        axes.plot(x, y, style, color="0.55", lw=1, label=f"curve: {name}", zorder=0)
+
+
+def _bars_of(row: dict[str, Any]) -> dict[str, Any]:
+    """The intervals of a point, where it has any; of structure never beyond 0 and 1."""
+    if row["ci95"] is None:
+        return {}
+    text, structure = row["text_accuracy"], row["structure_iou"]
+    return {"xerr": [[text - row["text_low"]], [row["text_high"] - text]], "yerr": _within(structure, row["ci95"])}
+
+
+def _within(value: float, half: float) -> list[list[float]]:
+    return [[min(half, value)], [min(half, 1 - value)]]
+
+
+def _label(axes: Axes, rows: Sequence[tuple[Setting, dict[str, Any]]]) -> None:
+    """The settings' names: of points near the right edge in a column beside it, of others above their intervals."""
+    right = sorted(
+        (each for each in rows if each[1]["text_accuracy"] > 0.6), key=lambda each: -each[1]["structure_iou"]
+    )
+    heights = _apart([row["structure_iou"] for _, row in right], 0.027)
+    places = {setting: (1.08, height) for (setting, _), height in zip(right, heights, strict=True)}
+    for setting, row in rows:
         x, y = row["text_accuracy"], row["structure_iou"]
-        near = [other for at, other in placed if abs(at - x) < 0.25]
-        height = min([y, *(other - 0.032 for other in near)])
-        placed.append((x, height))
-        line = {"arrowstyle": "-", "color": COLOURS[row["method"]], "lw": 0.4}
-        style: dict[str, Any] = {"fontsize": 7, "color": COLOURS[row["method"]], "va": "center", "arrowprops": line}
-        style["bbox"] = {
-            "facecolor": "white",
-            "edgecolor": "none",
-            "alpha": 0.85,
-            "pad": 0.6,
-        }  # over the intervals' lines
-        axes.annotate(row["setting"], (x, y), xytext=(x + 0.035, height), **style)
+        colour = COLOURS[_kind(setting)]
+        line = {"arrowstyle": "-", "color": colour, "lw": 0.4, "relpos": (0, 0.5), "shrinkA": 0}
+        style: dict[str, Any] = {"fontsize": 7.5, "color": colour, "va": "center", "arrowprops": line}
+        text = f"{setting.method} {setting.name}"
+        axes.annotate(text, (x, y), xytext=places.get(setting, (x + 0.03, y + 0.025)), **style)
+
+
+def _apart(heights: Sequence[float], gap: float) -> list[float]:
+    """Falling heights moved as little as need be so that each is a gap below the one before it."""
+    groups: list[list[float]] = []  # of neighbours that touch; each lies around its own mean
+    for height in heights:
+        groups.append([height])
+        while len(groups) > 1 and _bottom(groups[-2], gap) - gap < _top(groups[-1], gap):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    return [_top(group, gap) - n * gap for group in groups for n in range(len(group))]
+
+
+def _top(group: Sequence[float], gap: float) -> float:
+    return sum(group) / len(group) + gap * (len(group) - 1) / 2
+
+
+def _bottom(group: Sequence[float], gap: float) -> float:
+    return _top(group, gap) - gap * (len(group) - 1)
 
 
 def ablations(found: Ablations) -> bytes:
@@ -79,11 +122,16 @@ def ablations(found: Ablations) -> bytes:
     panels = figure.subplots(2, 3)
     _heat(panels[0, 0], found.thresholds, "structure_iou", "structure (IoU)")
     _heat(panels[0, 1], found.thresholds, "text_accuracy", "text accuracy")
-    _sites(panels[0, 2], found.sites, "f", "f at one layer alone, first 0.8 of the steps")
-    _sites(panels[1, 0], found.sites, "A", "A at one layer alone, first 0.8 of the steps")
+    _pairs(panels[0, 2], _sites(found.sites, "f"), f"f at one layer, first 0.8 of the steps, {_n(found.sites)}")
+    _pairs(panels[1, 0], _sites(found.sites, "A"), f"A at one layer, first 0.8 of the steps, {_n(found.sites)}")
     _inversion(panels[1, 1], found)
-    _negatives(panels[1, 2], found.negatives)
+    _pairs(panels[1, 2], _negatives(found.negatives), f"negative prompting, plain scenes, {_n(found.negatives)}")
     return _png(figure)
+
+
+def _n(bench: Bench) -> str:
+    """How many results a point stands for."""
+    return f"n = {len(bench.of(bench.settings[0]))}"
 
 
 def _heat(axes: Axes, bench: Bench, key: str, title: str) -> None:
@@ -92,71 +140,49 @@ def _heat(axes: Axes, bench: Bench, key: str, title: str) -> None:
     for (row, column), value in np.ndenumerate(table):
         axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="w" if value < 0.6 else "k")
     ticks, labels = range(len(THRESHOLDS)), [f"{value:g}" for value in THRESHOLDS]
-    axes.set(xlabel="f threshold", ylabel="A threshold", title=title, xticks=ticks, yticks=ticks)
+    axes.set(xlabel="f threshold", ylabel="A threshold", title=f"{title}, {_n(bench)}", xticks=ticks, yticks=ticks)
     axes.set_xticklabels(labels)
     axes.set_yticklabels(labels)
     axes.grid(visible=False)
 
 
-def _sites(axes: Axes, bench: Bench, kind: str, title: str) -> None:
-    rows = [row for row in bench.rows() if row["setting"].startswith(f"{kind} ")]
-    names = [row["setting"] for row in rows]
-    for key, ci, offset, colour in (
-        ("structure_iou", "ci95", -0.2, "#c2410c"),
-        ("text_accuracy", "text_ci95", 0.2, "#2563eb"),
+def _sites(bench: Bench, kind: str) -> list[tuple[str, dict[str, Any]]]:
+    """The rows of f or of A, each with its layer."""
+    return [(row["setting"], row) for row in bench.rows() if row["setting"].startswith(f"{kind} ")]
+
+
+def _negatives(bench: Bench) -> list[tuple[str, dict[str, Any]]]:
+    return [(row["setting"].replace("guidance ", "w = ").replace(", ", "\n"), row) for row in bench.rows()]
+
+
+def _pairs(axes: Axes, named: Sequence[tuple[str, dict[str, Any]]], title: str) -> None:
+    """Bars of structure and of text side by side."""
+    places, rows = np.arange(len(named)), [row for _, row in named]
+    for name, key, offset, colour in (
+        ("structure", "structure_iou", -0.2, STRUCTURE),
+        ("text", "text_accuracy", 0.2, TEXT),
     ):
-        _bars(axes, np.arange(len(rows)) + offset, rows, key, ci, colour, 0.38)
-    axes.set_xticks(range(len(rows)), names)
-    axes.set(ylim=(0, 1.2), title=title, yticks=np.linspace(0, 1, 6))
+        bars = axes.bar(places + offset, [row[key] for row in rows], 0.38, color=colour, alpha=0.85, label=name)
+        for bar, row in zip(bars, rows, strict=True):
+            if errors := _bars_of(row):
+                error = errors["yerr" if name == "structure" else "xerr"]
+                axes.errorbar(bar.get_x() + bar.get_width() / 2, row[key], yerr=error, color="k", elinewidth=0.8)
+    axes.set_xticks(places, [name for name, _ in named], fontsize=7)
+    axes.set(ylim=(0, 1.2), yticks=np.linspace(0, 1, 6))
+    axes.set_title(title, fontsize=9)
     axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper left")
-
-
-def _bars(
-    axes: Axes, places: Any, rows: Sequence[dict[str, Any]], key: str, ci: str, colour: str, width: float
-) -> None:
-    errors = [row[ci] or 0 for row in rows]
-    label = {"structure_iou": "structure", "text_accuracy": "text"}[key]
-    axes.bar(
-        places,
-        [row[key] for row in rows],
-        width,
-        yerr=errors,
-        color=colour,
-        alpha=0.85,
-        label=label,
-        error_kw={"lw": 0.8},
-    )
 
 
 def _inversion(axes: Axes, found: Ablations) -> None:
-    calls = [point.rows for point in found.inversions]
-    axes.errorbar(
-        calls,
-        [p.psnr for p in found.inversions],
-        yerr=[p.ci95 or 0 for p in found.inversions],
-        fmt="o",
-        color="#0d9488",
-    )
-    for point in found.inversions:
-        axes.annotate(point.name, (point.rows, point.psnr), xytext=(5, -9), textcoords="offset points", fontsize=7)
-    axes.axhline(found.vae_psnr, color="0.6", lw=1, ls=":")
-    axes.text(calls[0], found.vae_psnr, "the VAE alone", color="0.45", fontsize=8, va="bottom")
+    points, vae = found.inversion_points, found.vae_psnr
+    for setting, point in zip(found.inversions.settings, points, strict=True):
+        axes.errorbar(point.rows, point.psnr, yerr=point.ci95, fmt="o", color="#0d9488", elinewidth=0.8)
+        near: dict[str, Any] = {"xytext": (5, -9), "textcoords": "offset points", "fontsize": 7}
+        axes.annotate(setting.name, (point.rows, point.psnr), **near)
+    axes.axhline(vae, color="0.6", lw=1, ls=":")
+    axes.text(points[0].rows, vae, "the VAE alone", color="0.45", fontsize=8, va="bottom")
     axes.set(xscale="log", xlabel="UNet rows a picture to invert", ylabel="reconstruction PSNR (dB)")
-    axes.set(title="inversion against reconstruction")
-
-
-def _negatives(axes: Axes, bench: Bench) -> None:
-    rows = bench.rows()
-    for key, ci, offset, colour in (
-        ("structure_iou", "ci95", -0.2, "#c2410c"),
-        ("text_accuracy", "text_ci95", 0.2, "#2563eb"),
-    ):
-        _bars(axes, np.arange(len(rows)) + offset, rows, key, ci, colour, 0.38)
-    axes.set_xticks(
-        range(len(rows)), [row["setting"].replace("guidance ", "w = ").replace(", ", "\n") for row in rows], fontsize=7
-    )
-    axes.set(ylim=(0, 1.2), title="negative prompting, plain scenes", yticks=np.linspace(0, 1, 6))
-    axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper left")
+    axes.set(title=f"inversion against reconstruction, {_n(found.inversions)}")
 
 
 def _png(figure: Figure) -> bytes:

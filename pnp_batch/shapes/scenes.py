@@ -27,6 +27,7 @@ MIN_RADIUS, MAX_RADIUS = 12.0, 21.0
 MAX_ANGLE = math.radians(26.0)
 REACH = 1.11  # no shape's outline is further from its centre than this many radii
 STYLE_SHARES = (0.70, 0.16, 0.14)
+HELD_OUT = 1_000_000_000  # scenes from this seed on are never trained on, by the judge or by the model
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,13 @@
 """Training a small Stable Diffusion on procedural scenes: the VAE, then UNet and text encoder together.
 
-The recipe that made `builtin:shapes` (docs/shapes.md): v-prediction, captions in many wordings, one in ten left out for
-guidance, timesteps spread evenly over every batch. What is written is an ordinary diffusers pipeline folder.
+It follows the recipe that came with the first weights of `builtin:shapes`: v-prediction, captions in many wordings, one in ten
+left out for guidance, timesteps spread evenly over every batch. What is written is an ordinary diffusers pipeline folder.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,24 +22,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from pnp_batch.checkpoint import WEIGHT_NAMES, Checkpoint, resolve
+from pnp_batch.checkpoint import WEIGHT_NAMES, Checkpoint
 from pnp_batch.diffusion.guidance import Row
 from pnp_batch.diffusion.inversion import sample_trajectory
 from pnp_batch.diffusion.loading import load_parts
 from pnp_batch.diffusion.model import DiffusionModel, pick_device, to_pixels
 from pnp_batch.diffusion.trajectories import psnr, seeded_noise
 from pnp_batch.media.images import encode_png
-from pnp_batch.shapes.learning import Recipe, Watch, learn
-from pnp_batch.shapes.scenes import caption, random_caption, random_scene, render
+from pnp_batch.shapes.learning import Recipe, Watch, is_half_faster, learn
+from pnp_batch.shapes.models import scene_model
+from pnp_batch.shapes.scenes import HELD_OUT, caption, random_caption, random_scene, render
 from pnp_batch.store.files import write_atomic
 from pnp_batch.store.keys import sha256
 
-HELD_OUT = 1_000_000_000  # scenes from this seed on are never trained on
 BATCH = 64
 CHUNK = 512  # scenes whose latents are kept in one file
 NORMALISED = 512  # scenes that latents are normalised over
 DROPPED_CAPTIONS = 0.1
 KL_WEIGHT = 1e-6
+SEED_STRIDE = 1_000_003
 GRID_SIDE, GRID_STEPS, GRID_GUIDANCE = 4, 20, 3.0
 
 VAE_RECIPE = Recipe(steps=2_600, learning_rate=1e-3, average=0.995)
@@ -89,6 +89,11 @@ class Training:
         )
 
     @property
+    def seeds(self) -> range:
+        """The seeds of all scenes that it may learn from."""
+        return range(self.seed, self.seed + max(self.scenes, self.vae.steps * self.batch, NORMALISED))
+
+    @property
     def work(self) -> Path:
         """Where checkpoints, latents and sample grids lie."""
         return self.output / "training"
@@ -108,14 +113,14 @@ def planned(
     """A training run from what the command line says; None takes the recipe's own value.
 
     Raises:
-        ModelError: There is no such model to go on from.
+        ModelError: There is no such model to go on from, or it does not paint pictures of the scenes' size.
         EnvironmentFailure: The device cannot be used.
     """
     vae, unet = (VAE_RECIPE, UNET_RECIPE) if start is None else (VAE_AGAIN, UNET_AGAIN)
     rate = unet.learning_rate if learning_rate is None else learning_rate
     return Training(
         output=output,
-        start=resolve(start or "builtin:shapes", Path.cwd()),
+        start=scene_model(start or "builtin:shapes", Path.cwd()),
         continued=start is not None,
         scenes=scenes,
         vae=vae if vae_steps is None else replace(vae, steps=vae_steps),
@@ -135,6 +140,7 @@ def train(run: Training) -> Path:
         PnpError: A loss is not finite.
     """
     torch.manual_seed(run.seed)
+    run.work.mkdir(parents=True, exist_ok=True)
     parts = _parts(run)
     if run.vae.steps:
         _train_vae(run, parts.vae)
@@ -191,6 +197,11 @@ def _parts(run: Training) -> _Networks:
     return networks
 
 
+def _generator(run: Training, step: int) -> torch.Generator:
+    """Draws what is random at a step; a training with another seed draws something else."""
+    return torch.Generator().manual_seed(run.seed * SEED_STRIDE + step)
+
+
 def _config(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "config.json").read_text())  # type: ignore[no-any-return]
 
@@ -202,7 +213,7 @@ def _train_vae(run: Training, vae: Any) -> None:
     """L1 on pixels and on their differences, with a slight pull of the posterior towards a normal one."""
     learner = nn.ModuleList([vae.post_quant_conv, vae.decoder]) if run.continued else vae
     loss = partial(_vae_loss, run, vae)
-    half = _is_half_faster(run, "VAE", loss)
+    half = _half(run, "vae", loss)
     learn("vae", learner, loss, run.vae, run.work, _watch(run, partial(_vae_grid, run, vae)), half, run.about)
     vae.eval()
     if not run.continued:
@@ -215,8 +226,7 @@ def _vae_loss(run: Training, vae: Any, step: int) -> Tensor:
     pictures = _pictures(run, range(begin, begin + run.batch))
     with torch.set_grad_enabled(not run.continued):
         posterior = vae.encode(pictures).latent_dist
-        generator = torch.Generator().manual_seed(step)
-        noise = torch.randn(posterior.mean.shape, generator=generator).to(run.device)
+        noise = torch.randn(posterior.mean.shape, generator=_generator(run, step)).to(run.device)
         latents = posterior.mean if run.continued else posterior.mean + posterior.std * noise
     decoded = vae.decode(latents).sample
     loss = F.l1_loss(decoded, pictures) + sum(
@@ -266,7 +276,7 @@ def _train_unet(run: Training, networks: _Networks) -> None:
     latents = _latents(run, networks.vae)
     learner = nn.ModuleDict({"unet": networks.unet, "text_encoder": networks.text_encoder})
     loss = partial(_unet_loss, run, networks, latents)
-    half = _is_half_faster(run, "UNet", loss)
+    half = _half(run, "unet", loss)
     learn("unet", learner, loss, run.unet, run.work, _watch(run, partial(_unet_grid, run, networks)), half, run.about)
     _unet_grid(run, networks, run.unet.steps)
 
@@ -287,17 +297,14 @@ def _latents(run: Training, vae: Any) -> Tensor:
 
 def _unet_loss(run: Training, networks: _Networks, latents: Tensor, step: int) -> Tensor:
     """Mean squared error of v (Salimans and Ho 2022) over a batch of scenes, wordings and timesteps."""
-    generator = torch.Generator().manual_seed(run.seed * 1_000_003 + step)
+    generator = _generator(run, step)
     chosen = torch.randint(len(latents), (run.batch,), generator=generator)
     clean = latents[chosen].float().to(run.device)
     noise = torch.randn(clean.shape, generator=generator).to(run.device)
     timesteps = _spread_timesteps(len(networks.alphas), run.batch, generator)
     a = networks.alphas[timesteps].view(-1, 1, 1, 1).to(run.device)
     dropped = torch.rand(run.batch, generator=generator) < DROPPED_CAPTIONS
-    captions = [
-        "" if drop else random_caption(random_scene(run.seed + scene), step * run.batch + row)
-        for row, (scene, drop) in enumerate(zip(chosen.tolist(), dropped.tolist(), strict=True))
-    ]
+    captions = ["" if drop else text for drop, text in zip(dropped.tolist(), wordings(run, step, chosen), strict=True)]
     output = networks.unet(
         a.sqrt() * clean + (1 - a).sqrt() * noise,
         timesteps.to(run.device),
@@ -307,6 +314,12 @@ def _unet_loss(run: Training, networks: _Networks, latents: Tensor, step: int) -
     predicts_v = networks.scheduler.config.prediction_type == "v_prediction"
     target = a.sqrt() * noise - (1 - a).sqrt() * clean if predicts_v else noise
     return F.mse_loss(output.float(), target)
+
+
+def wordings(run: Training, step: int, chosen: Tensor) -> list[str]:
+    """A caption for each of a step's scenes, told by their numbers; another step or another training words it anew."""
+    first = run.seed * SEED_STRIDE + step * run.batch
+    return [random_caption(random_scene(run.seed + n), first + row) for row, n in enumerate(chosen.tolist())]
 
 
 def _spread_timesteps(count: int, rows: int, generator: torch.Generator) -> Tensor:
@@ -322,26 +335,12 @@ def _text_features(run: Training, text_encoder: Any, captions: Sequence[str]) ->
     return text_encoder(tokens.input_ids.to(run.device))[0]  # type: ignore[no-any-return]
 
 
+def _half(run: Training, name: str, loss: Callable[[int], Tensor]) -> bool:
+    """Whether to compute in bfloat16."""
+    return is_half_faster(name, loss, run.device, run.work, run.say) if run.half is None else run.half
+
+
 # --- watching ---------------------------------------------------------------------------------------------------------
-
-
-def _is_half_faster(run: Training, name: str, loss: Callable[[int], Tensor]) -> bool:
-    """Whether bfloat16 makes a step faster on this machine; without units for it, it is several times slower."""
-    if run.half is not None:
-        return run.half
-    seconds = {half: _seconds_of_a_step(run, loss, half) for half in (False, True)}
-    run.say(f"{name}: {seconds[False]:.2f} s a step in float32, {seconds[True]:.2f} s in bfloat16; the faster is used")
-    return seconds[True] < seconds[False]
-
-
-def _seconds_of_a_step(run: Training, loss: Callable[[int], Tensor], half: bool) -> float:
-    for _ in range(3):  # the first pays for allocation and kernel choice
-        begin = time.perf_counter()
-        with torch.autocast(run.device.type, torch.bfloat16, enabled=half):
-            loss(0).backward()  # type: ignore[no-untyped-call]
-        if run.device.type == "cuda":
-            torch.cuda.synchronize()
-    return time.perf_counter() - begin
 
 
 def _watch(run: Training, show: Callable[[int], object]) -> Watch:
@@ -389,8 +388,9 @@ def save_pipeline(start: Checkpoint, unet: Any, vae: Any, text_encoder: Any, fol
     """Writes a diffusers pipeline folder with weights in half precision and the configs of the model it began with."""
     for name in ("scheduler", "tokenizer"):
         shutil.copytree(start.configs / name, folder / name, dirs_exist_ok=True)
-    for name in ("model_index.json", "pnp.json"):
-        shutil.copyfile(start.configs / name, folder / name)
+    shutil.copyfile(start.configs / "model_index.json", folder / "model_index.json")
+    if (layers := start.configs / "pnp.json").is_file():  # a model of Stable Diffusion's own layout needs none
+        shutil.copyfile(layers, folder / "pnp.json")
     networks = {"unet": unet, "vae": vae, "text_encoder": text_encoder}
     for name, network in networks.items():
         # Written by hand: `save_pretrained` would note this machine's paths, and transformers 5 drops a prefix that older

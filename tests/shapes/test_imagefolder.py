@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
+import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
 from pnp_batch.cli import app
 from pnp_batch.shapes.clips import clip
+from pnp_batch.shapes.imagefolder import rendering, write_clips, write_scenes
 from pnp_batch.shapes.scenes import VOCABULARY, caption, random_scene, render
 
 
@@ -70,3 +73,38 @@ def test_nothing_is_written_over_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     assert "not empty" in rendered(tmp_path, code=2)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    ("options", "names", "about"),
+    [
+        ((), lambda folder: write_scenes(folder, 4), "4 scenes from seed 0, size 64"),
+        (
+            ("--clips", "--frames", "3"),
+            lambda folder: write_clips(folder, 4, frames=3),
+            "4 clips from seed 0, size 64, 3 frames",
+        ),
+    ],
+)
+def test_a_rendering_that_was_stopped_goes_on(
+    tmp_path: Path, options: tuple[str, ...], names: Callable[[Path], Iterator[str]], about: str
+) -> None:
+    with pytest.raises(KeyboardInterrupt), rendering(tmp_path / "a", about):
+        for _, _ in zip(range(2), names(tmp_path / "a"), strict=False):
+            pass
+        raise KeyboardInterrupt
+    first = min(path for path in (tmp_path / "a").rglob("*0000.*") if path.is_file())
+    before = first.stat().st_mtime_ns
+    assert "not empty" in rendered(tmp_path / "a", "--count", "5", *options, code=2)  # this would be another folder
+    rendered(tmp_path / "a", "--count", "4", *options)
+    rendered(tmp_path / "b", "--count", "4", *options)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert first.stat().st_mtime_ns == before
+    assert "not empty" in rendered(tmp_path / "a", "--count", "4", *options, code=2)
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_file_is_no_folder(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert "is a file" in rendered(tmp_path / place, "--count", "1", code=2)
+    assert (tmp_path / "file").read_text() == "mine"

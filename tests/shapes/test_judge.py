@@ -9,8 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from pnp_batch.cli import app
-from pnp_batch.shapes.judge import HELD_OUT, WEIGHTS, accuracy, iou, load_judge, read
-from pnp_batch.shapes.scenes import VOCABULARY, random_scene, render, sample_scenes
+from pnp_batch.errors import ModelError
+from pnp_batch.shapes.judge import WEIGHTS, accuracy, iou, load_judge, read
+from pnp_batch.shapes.scenes import HELD_OUT, VOCABULARY, random_scene, render, sample_scenes
 
 
 def test_it_is_right_on_scenes_it_never_saw() -> None:
@@ -45,10 +46,31 @@ def test_all_weights_stay_small() -> None:
     assert sum(path.stat().st_size for path in WEIGHTS.parent.rglob("*.safetensors")) < 20e6
 
 
-def test_training_one_from_the_command_line(tmp_path: Path) -> None:
+def judge(*arguments: str, code: int = 0) -> str:
+    outcome = CliRunner().invoke(app, ["shapes", "judge", *arguments])
+    assert outcome.exit_code == code, outcome.output
+    return outcome.output
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "auto"])
+def test_training_one_from_the_command_line(tmp_path: Path, dtype: str) -> None:
     target = tmp_path / "judge.safetensors"
-    outcome = CliRunner().invoke(app, ["shapes", "judge", str(target), "--steps", "2"])
-    assert outcome.exit_code == 0, outcome.output
-    assert "judge 2/2" in outcome.output
-    assert "mask IoU" in outcome.output
+    said = judge(str(target), "--steps", "2", "--dtype", dtype, "--devices", "cpu")
+    assert "judge 2/2" in said
+    assert "mask IoU" in said
+    assert ("the faster is used" in said) == (dtype == "auto")
     assert load_judge(target).mask.weight.shape == load_judge().mask.weight.shape
+
+
+@pytest.mark.parametrize("place", [".", "file/judge.safetensors"])
+def test_a_judge_is_written_to_a_file(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert "cannot be a file" in judge(str(tmp_path / place), "--steps", "1", code=2)
+
+
+def test_what_is_no_judge_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no weights")
+    unet = WEIGHTS.parent / "pipeline/unet/diffusion_pytorch_model.safetensors"
+    for path in (tmp_path / "missing", tmp_path / "text", tmp_path, unet):
+        with pytest.raises(ModelError, match="is no judge"):
+            load_judge(path)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pnp_batch.errors import PnpError
-from pnp_batch.shapes.learning import SILENT, Recipe, Watch, learn
+from pnp_batch.shapes.learning import SILENT, Recipe, Watch, is_half_faster, learn
 
 RECIPE = Recipe(steps=12, learning_rate=0.05, warm_up=2)
 
@@ -75,3 +75,18 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert rates[9:] == sorted(rates[9:], reverse=True)
     assert rates[-1] == pytest.approx(0.1, abs=0.01)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_resumed_training_computes_in_the_dtype_it_began_with(tmp_path: Path, dtype: str) -> None:
+    net, said = network().eval(), []
+
+    def measured(folder: Path) -> bool:
+        return is_half_faster("toy", lambda step: loss_of(net, step), torch.device("cpu"), folder, said.append)
+
+    found = measured(tmp_path)
+    kept = (tmp_path / "toy.dtype").read_text()
+    assert kept == ("bfloat16" if found else "float32")
+    (tmp_path / "toy.dtype").write_text(dtype)  # whatever a second measurement would find
+    assert measured(tmp_path) == (dtype == "bfloat16")
+    assert len(said) == 1

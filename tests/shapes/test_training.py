@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from typer.testing import CliRunner
 from pnp_batch.checkpoint import resolve
 from pnp_batch.cli import app
 from pnp_batch.diffusion.model import load_model
-from pnp_batch.shapes.training import _normalise
+from pnp_batch.shapes.scenes import HELD_OUT
+from pnp_batch.shapes.training import Training, _generator, _normalise, planned, wordings
 
 FEW = ["--scenes", "64", "--batch-size", "4", "--every", "100", "--dtype", "float32"]
 
@@ -60,6 +62,52 @@ def test_a_training_that_is_repeated_changes_nothing(tmp_path: Path) -> None:
     first = weights.read_bytes()
     assert "unet 2/2" not in trained(tmp_path / "model", *options)
     assert weights.read_bytes() == first
+
+
+TINY_SD = Path(__file__).parents[1] / "conformance/tiny-sd"
+
+
+@pytest.mark.slow
+def test_a_model_without_layers_of_its_own_can_be_gone_on_from(tmp_path: Path) -> None:
+    shutil.copytree(resolve("builtin:shapes", tmp_path).weights, tmp_path / "start")
+    (tmp_path / "start/pnp.json").unlink()
+    trained(tmp_path / "model", "--from", str(tmp_path / "start"), "--vae-steps", "0", "--unet-steps", "0")
+    assert not (tmp_path / "model/pnp.json").exists()
+    assert resolve(str(tmp_path / "model"), tmp_path).layers == ((4,), (4, 5, 6, 7, 8, 9, 10, 11))
+
+
+def test_a_model_of_another_size_is_refused_at_once(tmp_path: Path) -> None:
+    said = trained(tmp_path / "model", "--from", str(TINY_SD), code=2)
+    assert "paints pictures of 128x128 pixels; scenes have 64x64" in said
+    assert not (tmp_path / "model").exists()
+
+
+def test_nothing_is_trained_over_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text("mine")
+    assert "not empty" in trained(tmp_path, "--vae-steps", "0", "--unet-steps", "0", code=2)
+    for place in ("model_index.json", "model_index.json/below"):
+        assert "is a file" in trained(tmp_path / place, code=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["model_index.json"]
+    assert (tmp_path / "model_index.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("seed", [HELD_OUT, HELD_OUT - 63])
+def test_held_out_scenes_are_never_learnt_from(tmp_path: Path, seed: int) -> None:
+    said = trained(tmp_path / "model", "--vae-steps", "0", "--unet-steps", "0", "--seed", str(seed), code=2)
+    assert "held out" in said
+
+
+def run_with(tmp_path: Path, seed: int) -> Training:
+    others = {"seed": seed, "half": False, "batch": 8, "say": print}
+    return planned(tmp_path, None, 64, 1, 1, None, devices="cpu", **others)
+
+
+def test_another_seed_draws_other_wordings_and_noise(tmp_path: Path) -> None:
+    one, other = run_with(tmp_path, 0), run_with(tmp_path, 8)
+    same = torch.arange(8)  # the scenes 8 to 15 of both
+    assert wordings(one, 3, same + 8) == wordings(one, 3, same + 8)
+    assert wordings(one, 3, same + 8) != wordings(other, 3, same)
+    assert _generator(one, 3).initial_seed() != _generator(other, 3).initial_seed()
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:

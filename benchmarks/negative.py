@@ -1,6 +1,6 @@
 """What negative prompting does on plain, textureless guidance pictures (method.md, section 5), against the truth.
 
-    python benchmarks/negative.py --scenes 48 --picture negative.png
+    python benchmarks/negative.py --scenes 32 --picture negative.png
 
 Guidance pictures are silhouettes: an object and a background of one flat colour each. The target asks for a material and a
 background with a texture; the negative prompt says what the guidance picture shows. What is measured of the results: whether the
@@ -161,7 +161,7 @@ def contact_sheet(found: Sequence[Case], results: Results, rows: int = 6) -> Ima
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--scenes", type=int, default=48)
+    parser.add_argument("--scenes", type=int, default=32)
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--f", type=float, default=1.0, help="pnp_f_t")
     parser.add_argument("--attn", type=float, default=1.0, help="pnp_attn_t")

@@ -271,7 +271,7 @@ def cost(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
         content = {
             "model": arguments.model,
             "output_dir": "out",
-            "defaults": {"num_inference_steps": 4, "guidance_scale": arguments.guidance},
+            "defaults": {"num_inference_steps": 4, "guidance_scale": arguments.guidance, "height": 64, "width": 64},
             "inputs": [{"video": "clip", "prompts": ["a gold star on night"]}],
         }
         (place / "manifest.yaml").write_text(yaml.safe_dump(content))

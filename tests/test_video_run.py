@@ -294,7 +294,7 @@ def test_the_sample_clip_is_what_it_says() -> None:
 @pytest.mark.slow
 class TestLongClips:
     def test_windows_share_frames_and_go_over_into_each_other(self, project: Project) -> None:
-        film(project.folder / "a.mp4", seconds=2.2, size="32x32", sound=False)  # 55 frames, two windows
+        film(project.folder / "a.mp4", seconds=2.2, size="96x96", sound=False)  # 55 frames, two windows
         write(project, container="frames")
         assert "55 inversions" in project.pnp("run")
         (row,) = project.rows()

@@ -174,15 +174,16 @@ def _pairs(axes: Axes, named: Sequence[tuple[str, dict[str, Any]]], title: str) 
 
 
 def _inversion(axes: Axes, found: Ablations) -> None:
-    points, vae = found.inversion_points, found.vae_psnr
-    for setting, point in zip(found.inversions.settings, points, strict=True):
+    for setting, point in zip(found.inversions.settings, found.inversion_points, strict=True):
         axes.errorbar(point.rows, point.psnr, yerr=point.ci95, fmt="o", color="#0d9488", elinewidth=0.8)
-        near: dict[str, Any] = {"xytext": (5, -9), "textcoords": "offset points", "fontsize": 7}
-        axes.annotate(setting.name, (point.rows, point.psnr), **near)
-    axes.axhline(vae, color="0.6", lw=1, ls=":")
-    axes.text(points[0].rows, vae, "the VAE alone", color="0.45", fontsize=8, va="bottom")
+        top = point.psnr + (point.ci95 or 0)
+        above: dict[str, Any] = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "fontsize": 7}
+        axes.annotate(setting.name, (point.rows, top), **above)
+    axes.axhline(found.vae_psnr, color="0.6", lw=1, ls=":", label="the VAE alone")
     axes.set(xscale="log", xlabel="UNet rows a picture to invert", ylabel="reconstruction PSNR (dB)")
     axes.set(title=f"inversion against reconstruction, {_n(found.inversions)}")
+    axes.margins(0.12)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
 
 
 def _png(figure: Figure) -> bytes:

@@ -234,7 +234,7 @@ class Measures:
         batch_meta = {"batch": list(findings), "failed": [key for key in findings if key not in computed]}
         for key, row in computed.items():
             if INVERSION_GONE in row.values():
-                continue  # the next run makes it again
+                continue  # it may be made again
             meta = {"metric": metric.name, "result": findings[key].artifact.key, "values": _packed(row)}
             self.context.store.publish(STAGE, key, {}, meta | batch_meta)
         return values | computed

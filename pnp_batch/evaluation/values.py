@@ -19,7 +19,7 @@ Values = Mapping[str, Value]
 
 NOT_INVERTED = "nothing was inverted: a generated guidance image, or a method that needs no trajectory"
 NOT_SAMPLED_BACK = "the inversion was not sampled back (run.reconstruction: skipped)"
-INVERSION_GONE = "the store no longer holds the inversion; run again"
+INVERSION_GONE = "the store no longer holds the inversion; its figure is in metadata.jsonl"
 
 
 class Unavailable(PnpError):

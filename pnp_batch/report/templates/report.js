@@ -201,7 +201,7 @@
   const steps = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1, Home: -Infinity, End: Infinity };
   document.addEventListener("keydown", (event) => {
     const item = event.target.closest(".bar, .point");
-    if (!item) return;
+    if (!item || event.altKey || event.ctrlKey || event.metaKey) return;
     if (event.key in steps) {
       const items = all(".bar, .point", item.closest("svg"));
       const next = items[Math.min(Math.max(items.indexOf(item) + steps[event.key], 0), items.length - 1)];

@@ -22,7 +22,7 @@ from pnp_batch.stages.batches import MAX_BATCH, at_most
 from pnp_batch.stages.outputs import Outputs, Rows
 from pnp_batch.stages.parts import parts
 from pnp_batch.stages.quality import PASSED, Rule
-from pnp_batch.stages.work import Banks, Context, Events, Item, Unit, items_of, read_together
+from pnp_batch.stages.work import Banks, Context, Events, Item, Unit, items_of
 from pnp_batch.store import ArtifactStore, DigestCache
 from pnp_batch.store.artifacts import CorruptArtifact
 from pnp_batch.store.keys import key_of
@@ -164,7 +164,6 @@ class Worker:
 
     def _run_stages(self, context: Context, jobs: Iterable[Job], stages: Sequence[str]) -> list[Item]:
         items = items_of(jobs, context)
-        read_together(context, items)
         readable = [item for item in items if _is_readable(item)]
         if any(item.job.is_joint for item in items) and len(readable) < len(items):
             readable = []  # a window lacks a frame, which has failed

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -37,10 +36,6 @@ if TYPE_CHECKING:
     from pnp_batch.stages.bank import Costs
     from pnp_batch.stages.outputs import Outputs
     from pnp_batch.stages.videos import Reel
-
-
-# Threads that decode and encode pictures: beside a GPU one alone would take a good part of a run's time.
-IO_THREADS = min(os.cpu_count() or 1, 8)
 
 
 class Events(Protocol):
@@ -143,31 +138,6 @@ def items_of(jobs: Iterable[Job], context: Context) -> list[Item]:
     return items
 
 
-def read_together(context: Context, items: Sequence[Item]) -> None:
-    """Decodes pictures that nobody has seen yet, several at once. One that was in hand when a worker died is read alone later."""
-    unseen = [
-        item
-        for item in items
-        if item.job.window is None and not item.knows_key() and not context.ledger.strikes(item.reading)
-    ]
-    if len(unseen) > 1:
-        with (
-            context.ledger.attempt([item.reading for item in unseen]),
-            ThreadPoolExecutor(IO_THREADS, "picture") as pool,
-        ):
-            for item, pixels in zip(unseen, pool.map(_pixels_if_readable, unseen), strict=True):
-                if pixels is not None:
-                    item.pixels = pixels
-
-
-def _pixels_if_readable(item: Item) -> Pixels | None:
-    """Its pixels; None where it cannot be read, which is told when it is read alone."""
-    try:
-        return item.decoded()
-    except (ItemError, OSError):
-        return None
-
-
 @dataclass(eq=False)
 class Neighbours:
     """The frames of a window that are translated together."""
@@ -203,10 +173,6 @@ class Item:
         Raises:
             ItemError: It cannot be read.
         """
-        return self.decoded()
-
-    def decoded(self) -> Pixels:
-        """The guidance image, decoded anew; see `pixels`."""
         if self.job.source.path is None or self.job.size is None:
             raise ItemError(f"{self.job.source.name} could not be read when the plan was made")
         if self.job.window is not None:
@@ -250,15 +216,11 @@ class Item:
             load_rgb(path, (8, 8))
         raise ItemError(f"{path}: could not be read when the plan was made; run again")
 
-    @property
-    def reading(self) -> str:
-        """What reading it is called in the ledger: a picture may well kill the process that decodes it."""
-        return unit_name("read", sha256(os.fsencode(f"{self.job.source.path} {self.job.place}")))
-
     def _read(self) -> str:
-        """Digest of its pixels."""
-        self.context.ledger.refuse(self.reading)
-        with self.context.ledger.attempt([self.reading]):
+        """Digest of its pixels; a picture may well kill the process that decodes it."""
+        unit = unit_name("read", sha256(os.fsencode(f"{self.job.source.path} {self.job.place}")))
+        self.context.ledger.refuse(unit)
+        with self.context.ledger.attempt([unit]):
             return sha256(self.pixels.tobytes())
 
     @cached_property

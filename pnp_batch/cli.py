@@ -202,7 +202,10 @@ def status(
     manifest: ManifestPath,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Look at every result; of large plans the last run's own count is shown.")
+        bool,
+        typer.Option(
+            "--exact", help="Look at every result, as --json does; of large plans the run's own count is shown."
+        ),
     ] = False,
 ) -> int:
     """How far a run is; works from any shell, while it runs and after."""
@@ -211,8 +214,8 @@ def status(
     from pnp_batch.survey import counted_by_run, progress, survey, workers
 
     loaded = _load(manifest)
-    if not exact and (last := counted_by_run(loaded)):
-        print(json.dumps({"run": last}, indent=1) if as_json else f"{manifest}: {_state(last)}\n{_counted(last)}")
+    if not exact and not as_json and (last := counted_by_run(loaded)):
+        print(f"{manifest}: {_state(last)}\n{_counted(last)}")
     else:
         plan = _plan(loaded, quiet=True)
         counts, last = survey(plan, _worker(plan)), progress(loaded.output)
@@ -233,12 +236,10 @@ def _state(last: Mapping[str, Any] | None) -> str:
 
 
 def _counted(last: Mapping[str, Any]) -> str:
-    """What a run counted itself."""
+    """What a run counts itself."""
     done, failed = max(last["done"], last["translated"]), last["failed"]
     left = last["translations"] - done - failed
-    return (
-        f"{done} done, {failed} failed, {left} to go through, as the last run counted (--exact looks at every result)"
-    )
+    return f"{done} done, {failed} failed, {left} to go through, as the run counts (--exact looks at every result)"
 
 
 def _surveyed(counts: Survey, *, gate: bool) -> str:

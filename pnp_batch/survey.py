@@ -181,20 +181,22 @@ def workers(manifest: Manifest) -> list[WorkerState]:
     return sorted((WorkerState.of(beat) for beat in beats), key=lambda worker: worker.name)
 
 
-def text_digest(manifest: Manifest) -> str:
-    """Of a manifest as it is written, so that a run's own count is not taken for that of another manifest."""
-    return sha256(manifest.path.read_bytes())
+def content_digest(manifest: Manifest) -> str:
+    """Of what a manifest asks for, so that a run's own count is not taken for that of another manifest."""
+    return sha256(manifest.model_dump_json(exclude={"run"}).encode())
 
 
 def counted_by_run(manifest: Manifest) -> Mapping[str, Any] | None:
-    """What the last run says of a large plan that it went through; None where every result is to be looked at.
+    """What a run counts of a large plan while it goes on, or counted when it went through; else every result is to be looked at.
 
     A plan of a million results is not even listed then, so pictures that were added to a folder since are not known.
     """
     last = progress(manifest.output)
     if last is None or not last.get("whole") or last["translations"] < LARGE:
         return None
-    return last if last.get("manifest") == text_digest(manifest) else None
+    is_through = last["done"] + last["failed"] == last["translations"]
+    known = (last["running"] or is_through) and last.get("manifest") == content_digest(manifest)
+    return last if known else None
 
 
 def progress(output: Path) -> Mapping[str, Any] | None:

@@ -34,7 +34,7 @@ def with_fast_linears(unet: Any) -> Any:
 
 
 def _fused(module: nn.Module) -> nn.Module | None:
-    if type(module) is GEGLU:
+    if type(module) is GEGLU and module.proj.bias is not None:
         return _FusedGEGLU(module)
     if type(module) is nn.Linear and module.bias is not None:
         return _FusedLinear(module.weight, module.bias)

@@ -17,7 +17,7 @@ from pnp_batch.stages.outputs import Outputs
 from pnp_batch.stages.work import Outcome
 from pnp_batch.store import ArtifactStore
 from pnp_batch.store.files import remove_temps_of, write_atomic
-from pnp_batch.survey import text_digest
+from pnp_batch.survey import content_digest
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Driver:
     def __init__(self, run: Run) -> None:
         manifest = run.plan.manifest
         self.run = run
-        about = {"manifest": text_digest(manifest), "whole": run.is_whole}
+        about = {"manifest": content_digest(manifest), "whole": run.is_whole}
         self.monitor = Monitor(run.plan.estimate(), manifest.output, run.view, about)
         self.outputs = Outputs(manifest.output)
         self.ledger = ledger_of(manifest)

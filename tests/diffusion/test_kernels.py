@@ -12,7 +12,7 @@ from pnp_batch.checkpoint import resolve
 from pnp_batch.diffusion.injection import injected, read_features
 from pnp_batch.diffusion.kernels import with_fast_linears
 from pnp_batch.diffusion.loading import load_parts
-from pnp_batch.diffusion.model import load_model
+from pnp_batch.diffusion.model import DiffusionModel, load_model
 
 NAMES = ("_FusedGEGLU", "_FusedLinear")
 
@@ -30,11 +30,18 @@ def test_the_fused_unet_predicts_what_the_plain_one_does(model: str) -> None:
     texts = ["", "a red star", "a dog"]
     difference = fused.predict(latents, 401, texts) - plain.predict(latents, 401, texts)
     assert 0 < difference.abs().max() < 1e-5
-    sites = [*fused.sites("f", checkpoint.layers[0]), *fused.sites("a", checkpoint.layers[1])]
-    features = read_features(sites, lambda: fused.predict(latents, 401, texts))
+    injecting = [_injecting(model, latents, texts) for model in (fused, plain)]
+    torch.testing.assert_close(*injecting, atol=1e-5, rtol=0)
+    assert (injecting[0] - fused.predict(latents, 401, texts)).abs().max() > 1e-3
+
+
+def _injecting(model: DiffusionModel, latents: torch.Tensor, texts: list[str]) -> torch.Tensor:
+    """What a model predicts with the features of other latents."""
+    f_layers, attn_layers = model.checkpoint.layers
+    sites = [*model.sites("f", f_layers), *model.sites("a", attn_layers)]
+    features = read_features(sites, lambda: model.predict(latents.flip(0), 401, texts))
     with injected(sites, features):
-        again = fused.predict(latents, 401, texts)
-    torch.testing.assert_close(again, fused.predict(latents, 401, texts), atol=1e-5, rtol=0)
+        return model.predict(latents, 401, texts)
 
 
 def test_other_types_keep_their_layers() -> None:

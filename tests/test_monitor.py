@@ -30,13 +30,14 @@ def test_the_live_view_has_a_row_for_each_worker_and_drops_those_that_are_gone(t
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
     view = LiveView(console)
     monitor = Monitor(Estimate(sources=8, translations=16, target_rows=1000), tmp_path, view)
-    monitor.watch({"a": beat("worker 1", 200), "b": beat("worker 2", 100, "package 4")})
+    beats = {"a": beat("worker 1", 200), "b": beat("worker 2", 100, "package 4")}
+    monitor.watch(beats, ["a", "b"])
     monitor.made("flagged", 1)
     state = monitor.state
     assert (state.rows, state.inverted, state.translated, state.flagged) == (300, 4, 6, 3)
     rows = {task.description: task.fields["about"] for task in view._progress.tasks}
     assert rows["worker 1"] == "2.0/s  package 3 (node7)" and rows["worker 2"] == "1.0/s  package 4 (node7)"
-    monitor.watch({"b": beat("worker 2", 150)})
+    monitor.watch(beats | {"b": beat("worker 2", 150)}, ["b"])
     assert monitor.state.rows == 350  # what a dead worker did was done
     assert "worker 1" not in [task.description for task in view._progress.tasks]
     view.close()
@@ -48,7 +49,7 @@ def test_plain_lines_name_the_workers_and_those_that_are_silent(
     view = PlainView()
     monitor = Monitor(Estimate(sources=8, translations=16, target_rows=1000), tmp_path, view)
     view._last = 0.0
-    monitor.watch({"a": beat("worker 1", 200), "b": beat("worker 2", 100, silent=90)})
+    monitor.watch({"a": beat("worker 1", 200), "b": beat("worker 2", 100, silent=90)}, ["a", "b"])
     printed = capsys.readouterr().err
     assert "worker 1 on node7: package 3, 200 UNet rows, 2.0/s\n" in printed
     assert "worker 2 on node7: package 3, 100 UNet rows, 1.0/s, silent for 0:0" in printed

@@ -34,39 +34,38 @@ def with_fast_linears(unet: Any) -> Any:
 
 
 def _fused(module: nn.Module) -> nn.Module | None:
-    if type(module) is GEGLU and module.proj.bias is not None:
-        return _FusedGEGLU(module)
+    if type(module) is GEGLU and module.proj.bias is not None:  # type: ignore[union-attr]
+        return _FusedGEGLU(module.proj)
     if type(module) is nn.Linear and module.bias is not None:
-        return _FusedLinear(module.weight, module.bias)
+        return _FusedLinear(module)
     return None
 
 
 class _FusedLinear(nn.Module):
-    """A linear layer, with an activation or not. (rows, tokens, channels) in and out."""
+    """A linear layer with the weights of another. (rows, tokens, channels) in and out."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, activation: str = "none") -> None:
+    def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
-        self.register_buffer("weight", weight.detach().contiguous())
-        self.register_buffer("bias", bias.detach().contiguous())
-        self.activation = activation
+        self.weight, self.bias = layer.weight, layer.bias
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The layer's output."""
-        return torch.ops.mkldnn._linear_pointwise(inputs, self.weight, self.bias, self.activation, [], "none")  # type: ignore[no-any-return]
+        return _linear(inputs, self.weight, self.bias, "none")
 
 
 class _FusedGEGLU(nn.Module):
-    """x W + b, times GELU of x V + c (Shazeer 2020, arXiv 2002.05202)."""
+    """x W + b, times GELU of x V + c (Shazeer 2020, arXiv 2002.05202); W and V lie in one matrix."""
 
-    def __init__(self, layer: GEGLU) -> None:
+    def __init__(self, proj: Any) -> None:
         super().__init__()
-        (weight, gate_weight), (bias, gate_bias) = layer.proj.weight.chunk(2), layer.proj.bias.chunk(2)
-        self.register_buffer("weight", weight.detach().contiguous())
-        self.register_buffer("bias", bias.detach().contiguous())
-        self.gate = _FusedLinear(gate_weight, gate_bias, "gelu")
+        self.proj = proj  # named as in the layer it stands for, so that the UNet's weights are called what they were
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The layer's output."""
-        return torch.ops.mkldnn._linear_pointwise.binary(  # type: ignore[no-any-return]
-            inputs, self.gate(inputs), self.weight, self.bias, "mul"
-        )
+        (weight, gate_weight), (bias, gate_bias) = self.proj.weight.chunk(2), self.proj.bias.chunk(2)
+        gate = _linear(inputs, gate_weight, gate_bias, "gelu")
+        return torch.ops.mkldnn._linear_pointwise.binary(inputs, gate, weight, bias, "mul")  # type: ignore[no-any-return]
+
+
+def _linear(inputs: Tensor, weight: Tensor, bias: Tensor, activation: str) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, activation, [], "none")  # type: ignore[no-any-return]

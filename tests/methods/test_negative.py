@@ -26,6 +26,6 @@ def test_results_of_silhouettes_are_rougher_with_a_negative_prompt_than_without(
                 case.silhouette(), caption(case.target), negative_alpha=1.0, negative_schedule=schedule, **settings
             )
             pixels = np.asarray(found.image, float)
-            rough[schedule] = [roughness(pixels, region) for region in regions(case.target).values()]
+            rough[schedule] = [roughness(pixels, region) for region in regions(case.target)]
         gained.append(np.divide(rough["linear"], rough["constant"]))
     assert np.mean(gained, axis=0).min() > 1.02

@@ -279,9 +279,9 @@ class Ledger:
         timer = threading.Timer(seconds, self._expire, [units])
         timer.daemon = True
         with self._crash_file() as file:
-            faulthandler.dump_traceback_later(seconds + BACKSTOP_SECONDS, exit=True, file=file)
-            timer.start()
-            try:
+            try:  # from here on: a signal between the two must not leave one of them running
+                faulthandler.dump_traceback_later(seconds + BACKSTOP_SECONDS, exit=True, file=file)
+                timer.start()
                 yield
             finally:
                 timer.cancel()
@@ -293,7 +293,7 @@ class Ledger:
         cause = f"{units[0]} was not done within {self.unit_timeout * len(units):g} s (unit_timeout)"
         self.bury(self.writer, cause)
         print(
-            f"stopped: {cause}; run the same command again: what hangs {self.max_attempts} times is left out",
+            f"stopped: {cause}; run the same command again; what goes on hanging is left out (max_attempts)",
             file=sys.stderr,
             flush=True,
         )

@@ -39,6 +39,24 @@ with ledger.crashes_noted(), ledger.attempt(sys.argv[2:]):
 """
 
 
+IS_INTERRUPTED_WHILE_THE_CLOCK_IS_SET = """
+import faulthandler, signal, sys, time
+from pathlib import Path
+from pnp_batch import ledger
+ledger.BACKSTOP_SECONDS = 0.0
+def interrupt(frame, event, called):
+    if event == "c_return" and called is faulthandler.dump_traceback_later:
+        signal.raise_signal(signal.SIGINT)
+sys.setprofile(interrupt)
+try:
+    with ledger.Ledger(Path(sys.argv[1]), unit_timeout=0.05).attempt(sys.argv[2:]):
+        pass
+except KeyboardInterrupt:
+    time.sleep(1)
+    print("alive")
+"""
+
+
 CRASHES_WITH_A_UNIT = """
 import ctypes, sys
 from pathlib import Path
@@ -167,6 +185,7 @@ def test_a_process_that_a_unit_holds_for_too_long_ends_itself(ledger: Ledger) ->
     process = holder(ledger, UNIT, OTHER, timeout=0.05)
     _, printed = process.communicate()
     assert process.returncode == 3 and "was not done within 0.1 s" in printed
+    assert "what goes on hanging is left out" in printed
     (strike,) = ledger.strikes(UNIT)
     assert "unit_timeout" in ledger.cause_of_death(strike.writer)
 
@@ -176,6 +195,13 @@ def test_a_hang_that_lets_no_other_thread_run_ends_too(ledger: Ledger) -> None:
     assert subprocess.run(command).returncode == 1
     (strike,) = ledger.strikes(UNIT)
     assert "Timeout" in ledger.cause_of_death(strike.writer)
+
+
+def test_a_signal_while_the_clock_is_set_stops_the_clock(ledger: Ledger) -> None:
+    command = [sys.executable, "-c", IS_INTERRUPTED_WHILE_THE_CLOCK_IS_SET, str(ledger.root), UNIT]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "alive\n"), ended.stderr
+    assert not list(ledger.marks())
 
 
 def test_what_a_worker_says_of_its_end_stands(ledger: Ledger) -> None:

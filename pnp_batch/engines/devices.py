@@ -13,6 +13,8 @@ from pnp_batch.runner import NVIDIA_DRIVER
 
 log = logging.getLogger(__name__)
 
+ROUNDING = 1e-9  # 1 / 0.1 and the like may come out a little below the whole number
+
 
 def visible_gpus() -> int:
     """How many GPUs this process may use; torch is asked only where there could be one, since importing it takes seconds."""
@@ -69,6 +71,11 @@ def gpus_needed(run: RunSpec, there: int) -> int:
     if not each:
         return 0
     if isinstance(run.devices, tuple):
+        if each < 1:
+            raise EnvironmentFailure(
+                f"a list of GPUs means one worker on each, and `num_gpus: {each:g}` would put several on one; "
+                "leave one of the two out, or write how many workers: `devices: N`"
+            )
         missing = [number for number in run.devices if number >= there]
         if missing:
             raise EnvironmentFailure(
@@ -77,12 +84,22 @@ def gpus_needed(run: RunSpec, there: int) -> int:
         return len(run.devices)
     if not there or run.devices_wanted is None:
         return there
-    needed = math.ceil(run.devices_wanted * each)
+    needed = math.ceil(run.devices_wanted / workers_on(1, each) if each < 1 else run.devices_wanted * each)
     if needed > there:
         raise EnvironmentFailure(
             f"{run.devices_wanted} devices of {each:g} GPU are asked for, and this machine shows {there} GPUs"
         )
     return needed
+
+
+def workers_on(gpus: float, each: float) -> int:
+    """How many workers some GPUs hold: Ray gives a worker that takes less than a GPU a part of one, never parts of two.
+
+    Args:
+        gpus: How many GPUs.
+        each: GPUs of each worker.
+    """
+    return int(gpus) * int(1 / each + ROUNDING) if each < 1 else int(gpus / each)
 
 
 def visible_as(numbers: Sequence[int], visible: str | None) -> str:

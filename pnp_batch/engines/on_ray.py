@@ -15,7 +15,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from pnp_batch.engines.devices import gpus_needed, visible_as, visible_gpus
+from pnp_batch.engines.devices import gpus_needed, visible_as, visible_gpus, workers_on
 from pnp_batch.engines.driver import Driver, driving, rows_of
 from pnp_batch.engines.orphans import descendants, no_orphans
 from pnp_batch.engines.remote import RemoteWorker, Report
@@ -147,7 +147,7 @@ def _local(manifest: Manifest) -> dict[str, Any]:
     """Options of `ray.init` for a Ray of this run alone, on this machine and for nobody else."""
     spec = manifest.run.ray
     gpus = gpus_needed(manifest.run, visible_gpus())
-    count = manifest.run.devices_wanted or int(gpus / (spec.num_gpus or 1)) or 1
+    count = manifest.run.devices_wanted or workers_on(gpus, spec.num_gpus or 1) or 1
     return {
         "num_cpus": max(count * spec.num_cpus, os.cpu_count() or 1),
         "num_gpus": gpus,
@@ -175,7 +175,10 @@ def _crew(run: Run) -> Crew:
     spec, wanted, there = manifest.run.ray, manifest.run.devices_wanted, _resources()
     gpus = spec.num_gpus if spec.num_gpus is not None else float(there.get("GPU", 0) > 0)
     needs = {"CPU": float(spec.num_cpus), "GPU": float(gpus), **dict(spec.resources)}
-    room = min(int(there.get(name, 0) / amount) for name, amount in needs.items() if amount)
+    rooms = [int(there.get(name, 0) / amount) for name, amount in needs.items() if amount and name != "GPU"]
+    if gpus:
+        rooms.append(workers_on(there.get("GPU", 0), gpus))
+    room = min(rooms)
     if wanted is None and not gpus:
         raise EnvironmentFailure(
             f"the Ray cluster shows no GPU; say how many CPU workers with `devices: N` ({room} fit)"

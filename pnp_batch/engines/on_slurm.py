@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import secrets
 import signal
 import subprocess
@@ -41,6 +40,7 @@ LEAVE_SECONDS = 45.0  # Slurm kills what does not end within KillWait, 30 s by d
 NOTICE_SECONDS = 90  # before its time is over a job is told to stop
 FRUITLESS_ARRAYS = 3
 SUBMITTED = "sbatch"
+ENDED = "its job array ended"
 STOPPED = "stopped by a signal; what is left goes on in another job"
 
 
@@ -58,7 +58,7 @@ def run_slurm(run: Run) -> Summary:
 
 def preview(plan: Plan) -> None:
     """Prints the script that would be submitted."""
-    executor = _executor(plan.manifest)
+    executor = _executor(plan.manifest, "pnp-batch-preview")
     executor.parameters["map_count"] = plan.manifest.run.slurm.tasks
     print(f"\n# {SUBMITTED} script (the size of the array is at most this; what is done is not submitted)")
     print(executor._make_submission_file_text(executor._submitit_command_str, "preview"))
@@ -68,13 +68,15 @@ def preview(plan: Plan) -> None:
 class Array:
     """A job array. It is noted before it is submitted, and found by its job's name: a kill between the two loses nothing.
 
+    The name is a random one: a folder may be reached by several paths, and others may use theirs in the same queue.
+
     Attributes:
-        folder: Name of its folder of slices and reports.
+        job: Name of its job, and of its folder of slices and reports.
         tokens: Of its workers in the ledger.
         plan: Digest of what was asked for: an array of another plan is not waited for.
     """
 
-    folder: str
+    job: str
     tokens: Sequence[str]
     plan: str
 
@@ -85,7 +87,6 @@ class Campaign:
     def __init__(self, driver: Driver) -> None:
         self.driver, self.run, self.manifest = driver, driver.run, driver.run.plan.manifest
         self.spec, self.folder = self.manifest.run.slurm, _folder(self.manifest)
-        self.job = _job_name(self.manifest)
         self.device = "cuda" if self.spec.wants_gpus else "cpu"
         here = self.manifest.with_run({"devices": self.device})
         self.worker = Worker(here, self.run.plan.checkpoint, driver.monitor, self.run.fail_fast)
@@ -102,24 +103,26 @@ class Campaign:
         Raises:
             EnvironmentFailure: Arrays end without having done anything.
         """
-        array, left, fruitless = self._running(), self._unsettled(), 0
+        running, left, fruitless = self._running(), self._unsettled(), 0
         while left and not self.driver.is_stopped:
-            array = array or self._submit(left)
+            array = running or self._noted(left)
             before = len(left)
             strikes = len(list(self.driver.ledger.marks()))
             try:
+                if array is not running:
+                    self._submit(array, left)
                 self._watch(array, left)
             except KeyboardInterrupt:
-                self._cancel()
+                self._cancel(array)
                 raise
-            self.driver.bury(set(array.tokens), "its job array ended")
+            self.driver.bury(set(array.tokens), ENDED)
             got_further = len(left) < before or len(list(self.driver.ledger.marks())) > strikes
             fruitless = 0 if got_further else fruitless + 1
             if fruitless == FRUITLESS_ARRAYS:
                 raise EnvironmentFailure(
                     f"{fruitless} job arrays ended without having done anything; their logs are in {_logs(self.manifest)}"
                 )
-            array = None
+            running = None
 
     def _unsettled(self) -> dict[str, Package]:
         """The packages to submit, by their text; what is done already is settled here, which computes nothing."""
@@ -141,39 +144,48 @@ class Campaign:
         return left
 
     def _running(self) -> Array | None:
-        """The array of an earlier run of this plan whose driver died; one of another plan is cancelled."""
+        """The array of an earlier run of this plan whose driver died; one of another plan is cancelled.
+
+        The workers of one that has ended are buried: those of other machines cannot be looked at.
+        """
         try:
             array = Array(**json.loads((self.folder / "array.json").read_bytes()))
         except (FileNotFoundError, ValueError, TypeError):
             return None
-        if not self._is_queued():
-            return None
-        if array.plan == self.digest:
-            self.driver.monitor.note(f"the job array {self.job} of an earlier run goes on; waiting for it")
-            return array
-        self._cancel()
+        if self._is_queued(array):
+            if array.plan == self.digest:
+                self.driver.monitor.note(f"the job array {array.job} of an earlier run goes on; waiting for it")
+                return array
+            self._cancel(array)
+        self.driver.bury(set(array.tokens), ENDED)
         return None
 
-    def _submit(self, left: dict[str, Package]) -> Array:
+    def _noted(self, left: dict[str, Package]) -> Array:
+        """The next array, with its slices in its folder; not submitted yet."""
         slices = self._slices(left)
-        array = Array(secrets.token_hex(4), [secrets.token_hex(4) for _ in slices], self.digest)
-        folder = self.folder / array.folder
-        arguments: tuple[list[str], list[str]] = ([], [])
-        for i, (token, slice_) in enumerate(zip(array.tokens, slices, strict=True)):
-            write_atomic(folder / f"{i}.slice", "".join(f"{line}\n" for line in slice_))
-            spec = self.driver.spec(self.device, f"task {i}", token, self.spec.cpus_per_task)
-            arguments[0].append(spec.to_json())
-            arguments[1].append(str(folder / f"{i}.slice"))
+        array = Array(f"pnp-batch-{secrets.token_hex(4)}", [secrets.token_hex(4) for _ in slices], self.digest)
+        for path, slice_ in zip(self._slice_files(array), slices, strict=True):
+            write_atomic(path, "".join(f"{line}\n" for line in slice_))
         write_atomic(self.folder / "array.json", json.dumps(asdict(array)))
+        return array
+
+    def _slice_files(self, array: Array) -> list[Path]:
+        return [self.folder / array.job / f"{i}.slice" for i in range(len(array.tokens))]
+
+    def _submit(self, array: Array, left: dict[str, Package]) -> None:
+        specs = [
+            self.driver.spec(self.device, f"task {i}", token, self.spec.cpus_per_task).to_json()
+            for i, token in enumerate(array.tokens)
+        ]
+        executor = _executor(self.manifest, array.job)
         try:
-            jobs = _executor(self.manifest).map_array(run_slice, *arguments)
+            jobs = executor.map_array(run_slice, specs, [str(path) for path in self._slice_files(array)])
         except submitit.core.utils.FailedJobError as error:
             raise EnvironmentFailure(f"Slurm refuses the job array: {str(error).strip()}") from error
         number = jobs[0].job_id.partition("_")[0]
         self.driver.monitor.note(
-            f"submitted job array {number} ({self.job}): {len(slices)} tasks, {len(left)} packages"
+            f"submitted job array {number} ({array.job}): {len(specs)} tasks, {len(left)} packages"
         )
-        return array
 
     def _slices(self, left: dict[str, Package]) -> list[list[str]]:
         """The packages dealt out so that every task has about the same number of UNet rows."""
@@ -189,30 +201,30 @@ class Campaign:
         """Settles what the tasks report until the array has left the queue; takes it out of `left`."""
         read: dict[Path, int] = defaultdict(int)
         while True:
-            queued = self._is_queued()
-            for path in sorted((self.folder / array.folder).glob("*.report")):
+            queued = self._is_queued(array)
+            for path in sorted((self.folder / array.job).glob("*.report")):
                 for line, report in _reports(path, read):
                     package = left.pop(line, None)
                     if package is not None:
                         self.driver.take(package, report)
             self.driver.watch_workers()
             if self.driver.is_stopped:
-                self._cancel()
+                self._cancel(array)
             if not queued or not left or self.driver.is_stopped:
                 return
             time.sleep(POLL_SECONDS)
 
-    def _is_queued(self) -> bool:
+    def _is_queued(self, array: Array) -> bool:
         """Whether anything of an array waits or runs. A controller that does not answer now says nothing about it."""
-        listed = _slurm("squeue", "--me", "--noheader", "--format=%i", f"--name={self.job}")
+        listed = _slurm("squeue", "--me", "--noheader", "--format=%i", f"--name={array.job}")
         return bool(listed.returncode or listed.stdout.strip())
 
-    def _cancel(self) -> None:
+    def _cancel(self, array: Array) -> None:
         """Ends the array and waits for it: its tasks stop at their next step and take their marks back."""
         self.driver.ask_to_stop()
-        _slurm("scancel", f"--name={self.job}")
+        _slurm("scancel", "--me", f"--name={array.job}")
         end = time.monotonic() + LEAVE_SECONDS
-        while self._is_queued() and time.monotonic() < end:
+        while self._is_queued(array) and time.monotonic() < end:
             time.sleep(0.5)
         self.driver.may_go_on()
 
@@ -221,17 +233,12 @@ def _folder(manifest: Manifest) -> Path:
     return manifest.output / "slurm"
 
 
-def _job_name(manifest: Manifest) -> str:
-    """One name for each output folder, in which one run works at a time: whoever comes next finds its array in the queue."""
-    return f"pnp-batch-{sha256(os.fsencode(manifest.output))[:8]}"
-
-
 def _logs(manifest: Manifest) -> Path:
     logs = manifest.run.slurm.logs
     return manifest.located(logs) if logs else _folder(manifest) / "logs"
 
 
-def _executor(manifest: Manifest) -> submitit.SlurmExecutor:
+def _executor(manifest: Manifest, job: str) -> submitit.SlurmExecutor:
     """submitit's writer of sbatch scripts, set up.
 
     Raises:
@@ -244,7 +251,7 @@ def _executor(manifest: Manifest) -> submitit.SlurmExecutor:
         raise EnvironmentFailure(
             "there is no Slurm on this machine (no `srun`); run this where jobs are submitted"
         ) from error
-    executor.update_parameters(job_name=_job_name(manifest), **_parameters(spec))
+    executor.update_parameters(job_name=job, **_parameters(spec))
     return executor
 
 

@@ -131,6 +131,7 @@ class RemoteWorker:
             try:
                 package = package_from_json(package_json, self.worker.store.root)
                 self.events.beat(f"package {package.index}")
+                interrupts.check()
                 self.events.stop_if_asked()
                 self._process(package, report)
             except (EnvironmentFailure, ModelError, ItemError) as error:
@@ -169,8 +170,7 @@ class WorkerEvents:
             self.stop_if_asked()
 
     def stop_if_asked(self) -> None:
-        """Ends the work in hand when a file asks for it, or a signal did whose exception was lost."""
-        interrupts.check()
+        """Ends the work in hand when a file asks for it."""
         if (self.ledger.root / STOP_FILE).exists():
             raise interrupts.Interrupted
 

@@ -43,10 +43,14 @@ def is_forgotten_temp(path: Path) -> bool:
 def is_alive(pid: int) -> bool:
     """Whether a process of this machine runs. A zombie does not: the first process of a container may never wait for it."""
     try:
-        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-    except psutil.NoSuchProcess:
+        os.kill(pid, 0)
+    except ProcessLookupError:
         return False
-    except psutil.AccessDenied:
+    except PermissionError:
+        pass  # somebody else's
+    try:
+        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.Error:  # many shared machines show nobody the processes of others
         return True
 
 

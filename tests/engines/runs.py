@@ -57,13 +57,17 @@ class Started:
         return self.process.returncode
 
     def left_behind(self) -> list[str]:
+        """What `processes` finds, in words."""
+        return [f"{process.pid} {process.name()}" for process in self.processes()]
+
+    def processes(self) -> list[psutil.Process]:
         """All processes of its session and those that inherited its environment, but for zombies, whose parents are to blame."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error, ProcessLookupError):
                 is_ours = os.getsid(process.pid) == self.process.pid or self.token in process.environ().values()
                 if is_ours and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(f"{process.pid} {process.name()}")
+                    found.append(process)
         return found
 
     def until_some_are_done(self, count: int = 2) -> None:
@@ -88,7 +92,7 @@ def started(project: Project, *options: str, hazard: str = "", once: Path | None
     token = f"pnp-test-{secrets.token_hex(8)}"
     process = subprocess.Popen(
         program("run", str(project.manifest), *options),
-        env={**hazardous(hazard, once), "PNP_TEST": token},
+        env={**watched(hazard, once), "PNP_TEST": token},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -102,6 +106,13 @@ def started(project: Project, *options: str, hazard: str = "", once: Path | None
             process.communicate()
 
 
+def watched(hazard: str, once: Path | None = None) -> dict[str, str]:
+    """An environment in which an artifact is poisoned and every published one is noted; see counted/sitecustomize.py."""
+    environment = hazardous(hazard, once)
+    counted = Path(__file__).parent / "counted"
+    return {**environment, "PYTHONPATH": f"{counted}{os.pathsep}{environment['PYTHONPATH']}"}
+
+
 def until(condition: Callable[[], object], seconds: float, what: str) -> None:
     """Waits for something to become true."""
     end = time.monotonic() + seconds
@@ -113,17 +124,17 @@ def until(condition: Callable[[], object], seconds: float, what: str) -> None:
 
 @contextmanager
 def nothing_done_twice(project: Project) -> Iterator[None]:
-    """What is published when the block begins is not made again within it."""
+    """What is finished when the block begins is not made again within it; what was in hand then may be."""
     before = _published(project)
-    assert before
+    finished = set(before) - {mark.unit for mark in Ledger(project.output / "ledger").marks()}  # marks are read last
+    assert finished
     yield
-    after = _published(project)
-    assert {path: after.get(path) for path in before} == before
+    assert not finished & set(_published(project)[len(before) :])
 
 
-def _published(project: Project) -> dict[Path, int]:
-    """When each artifact was published: one that is made again has another time."""
-    return {path: path.stat().st_mtime_ns for path in project.store.glob("*/??/*/meta.json")}
+def _published(project: Project) -> list[str]:
+    """The units that were published, in order; one that is made again is there again, though the first artifact stays."""
+    return (project.folder / "published").read_text().splitlines()
 
 
 def assert_others_done(project: Project, undisturbed: Project, victim: Mapping[str, Any]) -> None:

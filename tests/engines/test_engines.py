@@ -17,7 +17,7 @@ from runs import BATCH, PROMPTS, planned
 
 from pnp_batch.checkpoint import resolve
 from pnp_batch.engines import engine_for
-from pnp_batch.engines.devices import gpus_needed, visible_as
+from pnp_batch.engines.devices import gpus_needed, visible_as, workers_on
 from pnp_batch.engines.driver import driving, rows_of
 from pnp_batch.engines.remote import RemoteWorker, Report, Spec
 from pnp_batch.engines.run import Run
@@ -105,6 +105,9 @@ def test_several_devices_mean_ray_unless_an_engine_is_written(project: Project) 
         ([0, 3], None, 4, 2),
         (4, 0.5, 2, 2),
         (3, 0.5, 2, 2),
+        (5, 0.4, 4, 3),
+        (10, 0.1, 1, 1),
+        (3, 1 / 3, 1, 1),
         (1, 2, 4, 2),
         (2, 0, 4, 0),
     ],
@@ -118,6 +121,8 @@ def test_gpus_that_a_run_needs(project: Project, devices: object, each: float | 
     [
         (3, None, 2, "3 devices of 1 GPU are asked for, and this machine shows 2"),
         (5, 0.5, 2, "5 devices of 0.5 GPU"),
+        (5, 0.4, 2, "5 devices of 0.4 GPU"),
+        ([0, 1], 0.5, 2, "a list of GPUs means one worker on each"),
         (2, 2, 2, "2 devices of 2 GPU"),
         ([0, 2], None, 2, "there is no GPU 2: this machine shows 2"),
     ],
@@ -127,6 +132,11 @@ def test_more_gpus_than_there_are_are_refused(
 ) -> None:
     with pytest.raises(EnvironmentFailure, match=why):
         gpus_needed(with_run(project, devices=devices, ray={"num_gpus": each}).run, there)
+
+
+def test_no_worker_gets_parts_of_two_gpus() -> None:
+    rooms = [workers_on(*both) for both in ((2, 0.4), (1, 0.1), (7, 0.07), (0, 0.5), (4, 1), (5, 2))]
+    assert rooms == [4, 10, 98, 0, 4, 2]
 
 
 def test_numbers_of_devices_count_those_that_a_batch_system_gave_out() -> None:

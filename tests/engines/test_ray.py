@@ -10,8 +10,19 @@ from pathlib import Path
 
 import pytest
 from films import film
-from running import Project, hazardous, program
-from runs import BATCH, PICTURES, PROMPTS, assert_others_done, assert_same, nothing_done_twice, planned, started, until
+from running import Project, program
+from runs import (
+    BATCH,
+    PICTURES,
+    PROMPTS,
+    assert_others_done,
+    assert_same,
+    nothing_done_twice,
+    planned,
+    started,
+    until,
+    watched,
+)
 
 from pnp_batch.ledger import Ledger
 
@@ -141,7 +152,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
     """A head without room for workers and two nodes with room for one each; what they start is slow."""
     from pnp_batch.engines.on_ray import PRIVATE
 
-    for name, value in {**hazardous(SLOWLY), **PRIVATE}.items():
+    for name, value in {**watched(SLOWLY), **PRIVATE}.items():
         monkeypatch.setenv(name, value)
     from ray.cluster_utils import Cluster
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -58,7 +60,10 @@ def test_an_array_gives_the_bytes_of_a_local_run_and_the_script_is_the_one_that_
         assert run.wait() == 0, run.printed
     assert_same(project, undisturbed)
     (script,) = (project.output / "slurm/logs").glob("[0-9]*_submission.sh")
-    assert script.read_text() in shown and "#SBATCH --array=0-1%2" in shown
+    assert (
+        re.sub("pnp-batch-[0-9a-f]{8}", "pnp-batch-preview", script.read_text()) in shown
+        and "#SBATCH --array=0-1%2" in shown
+    )
     assert f"({RESULTS} computed now, {PICTURES} inversions" in run.printed
     with started(project) as run:  # nothing is left: nothing is submitted
         assert run.wait() == 0 and "submitted" not in run.printed
@@ -154,10 +159,70 @@ def test_an_array_whose_driver_was_killed_goes_on_and_the_next_run_waits_for_it(
     assert_same(project, undisturbed)
 
 
-KILLS_ITS_CALLER = """#!/bin/sh
-{sbatch} "$@"
-kill -9 $PPID
+@pytest.mark.slow
+def test_an_array_is_found_though_its_folder_has_got_another_path(
+    tmp_path: Path, project: Project, undisturbed: Project, slurm: SlurmCluster
+) -> None:
+    """Its tasks write to the old path, so it is cancelled; what must not be is a second one beside it."""
+    with started(project, hazard=SLOWLY) as run:
+        run.until_some_are_done()
+        number = array_of(slurm)
+        run.process.kill()
+        run.process.communicate()
+    (tmp_path / "link").symlink_to(project.folder)
+    with started(Project(tmp_path / "link"), hazard=SLOWLY) as run:
+        until(lambda: set(slurm.call("squeue", "-h", "-o", "%F").split()) - {number}, 120, "another array is there")
+        assert array_of(slurm) != number
+        assert run.wait() == 0, run.printed
+    assert_same(project, undisturbed)
+
+
+@pytest.mark.slow
+def test_tasks_that_crashed_while_no_driver_lived_have_left_strikes(
+    tmp_path: Path, project: Project, undisturbed: Project, slurm: SlurmCluster
+) -> None:
+    ledger, victim = Ledger(project.output / "ledger"), undisturbed.rows()[5]["key"]
+    with started(project, hazard=f"hang /{victim}", once=tmp_path / "hit") as run:
+        run.until_there(tmp_path / "hit")
+        run.process.kill()
+        run.process.communicate()
+        for process in run.processes():
+            process.kill()
+    until(lambda: not slurm.call("squeue", "--noheader").strip(), 90, "the array has ended")
+    (mark,) = (mark for mark in ledger.marks() if victim in mark.unit)
+    assert not ledger.strikes(mark.unit)
+    with started(project, hazard=SLOWLY) as run:
+        run.until_there(ledger.root / "dead" / mark.writer)
+        assert run.wait() == 0, run.printed
+    assert_same(project, undisturbed)
+
+
+STANDS_FOR_SBATCH = """#!/bin/sh
+{sbatch} {options} "$@"
+kill -{signal} $PPID
+sleep 1
 """
+
+
+@contextmanager
+def signalling_sbatch(folder: Path, number: signal.Signals, options: str = "") -> Iterator[None]:
+    """Within the block `sbatch` sends its caller a signal as soon as an array is submitted."""
+    program = folder / "bin/sbatch"
+    program.parent.mkdir()
+    program.write_text(STANDS_FOR_SBATCH.format(sbatch=shutil.which("sbatch"), options=options, signal=int(number)))
+    program.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+        yield
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_the_moment_of_submission_cancels_the_array(
+    project: Project, slurm: SlurmCluster, tmp_path: Path
+) -> None:
+    with signalling_sbatch(tmp_path, signal.SIGINT, "--hold"), started(project) as run:
+        assert run.wait() == 130, run.printed
+    assert (project.output / "slurm/array.json").exists() and not slurm.call("squeue", "--noheader").strip()
 
 
 @pytest.mark.slow
@@ -165,15 +230,9 @@ def test_an_array_whose_driver_is_killed_in_the_moment_of_submission_is_found(
     project: Project, undisturbed: Project, tmp_path: Path
 ) -> None:
     """submitit had not handed its tasks their work yet: they end, and what is left goes into another array."""
-    deadly = tmp_path / "bin/sbatch"
-    deadly.parent.mkdir()
-    deadly.write_text(KILLS_ITS_CALLER.format(sbatch=shutil.which("sbatch")))
-    deadly.chmod(0o755)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", f"{deadly.parent}{os.pathsep}{os.environ['PATH']}")
-        with started(project, hazard=SLOWLY) as run:
-            run.process.communicate()
-            assert run.process.returncode == -signal.SIGKILL
+    with signalling_sbatch(tmp_path, signal.SIGKILL), started(project, hazard=SLOWLY) as run:
+        run.process.communicate()
+        assert run.process.returncode == -signal.SIGKILL
     with started(project) as run:
         assert run.wait() == 0, run.printed
     assert "goes on; waiting for it" in run.printed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,10 +10,23 @@ from pathlib import Path
 
 import pytest
 from running import Project, hazardous, program
-from runs import assert_same, planned, started
+from runs import assert_same, nothing_done_twice, planned, started
 
 NO_FLOCK = [sys.executable, str(Path(__file__).parent / "no_flock.py")]
 SLOWLY = "wait /store/"
+
+
+@pytest.mark.slow
+def test_work_that_is_done_twice_is_noticed(tmp_path: Path) -> None:
+    """Of the batch of a lost result the others are made again, which leaves no trace in the store."""
+    project = planned(tmp_path / "project")
+    with started(project) as run:
+        assert run.wait() == 0, run.printed
+    with nothing_done_twice(project), started(project) as run:
+        assert run.wait() == 0, run.printed
+    shutil.rmtree(next(project.store.glob("translate/??/*")))
+    with pytest.raises(AssertionError), nothing_done_twice(project), started(project) as run:
+        assert run.wait() == 0, run.printed
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,27 @@ def test_a_zombie_is_not_alive():
     assert not is_alive(child.pid)
     child.wait()
     assert not is_alive(child.pid)
+
+
+LOOKS_FOR_A_HIDDEN_PROCESS = """
+import os, subprocess, sys
+from pathlib import Path
+from pnp_batch.store.files import is_alive
+subprocess.run(["mount", "-t", "proc", "-o", "hidepid=2", "proc", "/proc"], check=True)
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+print(Path("/proc", sys.argv[1]).exists(), is_alive(int(sys.argv[1])))
+"""
+
+
+@pytest.mark.slow
+def test_a_process_of_somebody_else_that_the_system_hides_is_alive():
+    command = ["unshare", "--mount", sys.executable, "-c", LOOKS_FOR_A_HIDDEN_PROCESS, str(os.getpid())]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    if ended.returncode:
+        pytest.skip(f"HIDDEN PROCESSES ARE NOT TESTED: {ended.stderr}")
+    assert ended.stdout == "False True\n"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 python benchmarks/rows.py
 python benchmarks/rows.py --plain-layers                      # without the fused linear layers (diffusion/kernels.py)
-python benchmarks/rows.py --plain-memory                      # glibc's own rule for large blocks: zeroed pages at every pass
+MALLOC_ARENA_MAX=8 python benchmarks/rows.py                  # glibc's own rule for large blocks: mostly zeroed pages at each pass
 python benchmarks/rows.py --busy 3                            # beside processes that use the cores
 OMP_WAIT_POLICY=ACTIVE python benchmarks/rows.py --busy 3     # threads that spin while they wait
 """
@@ -10,7 +10,6 @@ OMP_WAIT_POLICY=ACTIVE python benchmarks/rows.py --busy 3     # threads that spi
 from __future__ import annotations
 
 import argparse
-import ctypes
 import multiprocessing
 import statistics
 import tempfile
@@ -21,8 +20,6 @@ from throughput import ROOT, UNETS, model_folder
 from pnp_batch.checkpoint import resolve
 from pnp_batch.diffusion.loading import load_parts
 from pnp_batch.diffusion.model import DiffusionModel, load_model, pick_device
-
-MMAP_THRESHOLD, TRIM_THRESHOLD, GLIBC_DEFAULT = -3, -1, 128 * 1024  # of mallopt(3)
 
 
 def spin() -> None:
@@ -43,13 +40,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--size", choices=["tiny", "shapes", *UNETS], default="shapes")
     parser.add_argument("--plain-layers", action="store_true")
-    parser.add_argument("--plain-memory", action="store_true")
     parser.add_argument("--busy", type=int, default=0, help="processes that do nothing but use a core")
     arguments = parser.parse_args()
     model = loaded(arguments.size, plain=arguments.plain_layers)
-    if arguments.plain_memory:
-        libc = ctypes.CDLL(None)
-        assert libc.mallopt(MMAP_THRESHOLD, GLIBC_DEFAULT) and libc.mallopt(TRIM_THRESHOLD, GLIBC_DEFAULT)
     for _ in range(arguments.busy):
         multiprocessing.get_context("spawn").Process(target=spin, daemon=True).start()
     side = model.checkpoint.sample_size

@@ -12,9 +12,9 @@ os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
-# What one pass frees, the next one needs: by default glibc hands large blocks back to the system and takes zeroed pages anew
-# (benchmarks/rows.py). Old versions of it allow 32 MB at most.
-if platform.libc_ver()[0] == "glibc":
+# What one pass frees, the next one needs: by itself glibc hands large blocks back to the system and takes zeroed pages anew
+# (benchmarks/rows.py). Old versions of it allow 32 MB at most. Whoever sets one of its own variables decides for himself.
+if platform.libc_ver()[0] == "glibc" and not any(name.startswith("MALLOC_") for name in os.environ):
     _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
     _mallopt = ctypes.CDLL(None).mallopt
     _mallopt(_M_TRIM_THRESHOLD, 1 << 30)

@@ -2,7 +2,7 @@
 
 python benchmarks/rows.py
 python benchmarks/rows.py --plain-layers                      # without the fused linear layers (diffusion/kernels.py)
-MALLOC_ARENA_MAX=8 python benchmarks/rows.py                  # glibc's own rule for large blocks: mostly zeroed pages at each pass
+MALLOC_ARENA_MAX=8 python benchmarks/rows.py                  # glibc's own rule for large blocks: zeroed pages at each pass
 python benchmarks/rows.py --busy 3                            # beside processes that use the cores
 OMP_WAIT_POLICY=ACTIVE python benchmarks/rows.py --busy 3     # threads that spin while they wait
 """

@@ -41,7 +41,7 @@ from pnp_batch.store.keys import key_of
 
 STAGE = "assemble"
 
-MOTION_VERSION = 1  # part of the key of every video that is steadied: raise it when `media.motion` gives other frames
+MOTION_VERSION = 2  # part of the key of every video that is steadied: raise it when `media.motion` gives other frames
 PREVIEW_SIDE = 320  # pixels; sharp at the report's 192 CSS pixels
 PREVIEW_FRAMES = 240  # of a longer clip the beginning is shown
 PREVIEW_CRF = 24
@@ -192,13 +192,14 @@ class _Video:
             "stage": STAGE,
             "version": ENCODE_VERSION,
             "frames": [key for _, keys in self.windows for key in keys],
-            "steadied": MOTION_VERSION if self.job.is_joint else None,
             "times": [timing.times, timing.end, str(timing.tick)],
             "aspect": clip.footage.size,
             "rotation": clip.footage.rotation,
             "container": {name: getattr(clip.spec, name) for name in ("container", "crf", "side_by_side")},
             "sound": None,
         }
+        if self.job.is_joint:
+            content["steadied"] = MOTION_VERSION
         if self.sound is not None:
             content["sound"] = [_file_digest(self.context, clip.path), self.sound.start, self.sound.seconds]
         return key_of(content)

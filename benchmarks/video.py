@@ -44,11 +44,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import binary_dilation, map_coordinates
 
-from pnp_batch.clips import SEGMENT, WINDOW
-from pnp_batch.media.images import encode_png
+from pnp_batch.clips import Window, opened
+from pnp_batch.manifest import VideoSpec
+from pnp_batch.media.images import Pixels, encode_png
 from pnp_batch.media.motion import steadied
 from pnp_batch.shapes.clips import clip, clip_scenes
 from pnp_batch.shapes.scenes import BACKGROUNDS, MATERIALS, render, stream
+from pnp_batch.stages.videos import blended
 from pnp_batch.store import ArtifactStore
 
 Array = NDArray[np.float64]
@@ -137,8 +139,8 @@ def filmed(path: Path, prompt: str, frames: int, side: int) -> Case:
     return Case(path.stem, source, prompt, back, seen, still)
 
 
-def measured(case: Case, frames: NDArray[np.uint8]) -> dict[str, float]:
-    """The measures of a video of a case."""
+def measured(case: Case, frames: NDArray[np.uint8], windows: Sequence[Window]) -> dict[str, float]:
+    """The measures of a video of a case, which was or might have been made in windows."""
     frames = frames.astype(float)
     warp, change = [], []
     for n, (back, seen, still) in enumerate(zip(case.back, case.seen, case.still, strict=True)):
@@ -149,7 +151,7 @@ def measured(case: Case, frames: NDArray[np.uint8]) -> dict[str, float]:
         change.append(np.mean(np.abs(frames[n + 1] - frames[n])[still]))
     found = {"warp_error": float(np.mean(warp)), "static_change": float(np.nanmean(change))}
     found["sharpness"] = float(np.mean([np.abs(np.diff(frames, axis=axis)).mean() for axis in (1, 2)]))
-    if any(overlaps := _overlaps(len(frames))):
+    if any(overlaps := _overlaps(windows)):
         found["seam"] = float(np.mean(np.array(warp)[overlaps]) / np.mean(np.array(warp)[~overlaps]))
     if case.masks is not None and case.truth is not None:
         pairs = list(zip(frames, case.masks, strict=True))
@@ -161,10 +163,12 @@ def measured(case: Case, frames: NDArray[np.uint8]) -> dict[str, float]:
     return found
 
 
-def _overlaps(count: int) -> NDArray[np.bool_]:
+def _overlaps(windows: Sequence[Window]) -> NDArray[np.bool_]:
     """For each pair of neighbouring frames whether one of them stands in two windows."""
-    shared = np.array([n >= WINDOW - SEGMENT and n % (WINDOW - SEGMENT) < SEGMENT for n in range(count)])
-    return shared[:-1] | shared[1:]
+    held = np.zeros(windows[-1].first + windows[-1].count, int)
+    for window in windows:
+        held[window.first : window.first + window.count] += 1
+    return (held[:-1] > 1) | (held[1:] > 1)
 
 
 def _iou(frame: Array, mask: NDArray[np.bool_]) -> float:
@@ -200,21 +204,28 @@ def translated(
             sources = next(case.frames for case in cases if case.name == row["source"])
             found[row["source"]]["steadied"] = np.stack(list(steadied(found[row["source"]]["none"], sources)))
         else:
-            found[row["source"]]["translated"] = _as_translated(ArtifactStore(folder / "out/store"), row)
+            store = ArtifactStore(folder / "out/store")
+            found[row["source"]]["translated"] = _as_translated(store, row, windows_of(folder, row["source"]))
     return found
 
 
-def _as_translated(store: ArtifactStore, row: Mapping[str, Any]) -> NDArray[np.uint8]:
+def windows_of(folder: Path, name: str) -> list[Window]:
+    """The windows in which the frames of a case were translated together."""
+    return list(opened(folder / name, VideoSpec(), folder / "out/store").windows(overlapping=True))
+
+
+def _as_translated(store: ArtifactStore, row: Mapping[str, Any], windows: Sequence[Window]) -> NDArray[np.uint8]:
     """The frames of a video as the store keeps them, windows going over into each other, without what assembly does."""
     keys = iter(store.find("assemble", row["key"]).meta["frames"])
-    frames = np.zeros((row["frames"], 1, 1, 1))
-    for first in range(0, max(row["frames"] - SEGMENT, 1), WINDOW - SEGMENT):
-        for n in range(first, min(first + WINDOW, row["frames"])):
-            picture = store.find("translate", next(keys)).load("result")["image"].astype(float)
-            frames = frames if frames.shape[1] > 1 else np.zeros((row["frames"], *picture.shape))
-            share = (n - first + 1) / (SEGMENT + 1) if first and n < first + SEGMENT else 1
-            frames[n] += share * (picture - frames[n])
-    return np.round(frames).astype(np.uint8)
+    frames: list[Pixels] = []
+    for window in windows:
+        for place in range(window.first, window.first + window.count):
+            picture = store.find("translate", next(keys)).load("result")["image"]
+            if place < len(frames):
+                frames[place] = blended(frames[place], picture, window.share_of_later(place))
+            else:
+                frames.append(picture)
+    return np.stack(frames)
 
 
 def steadying(side: int, frames: int = 16) -> None:
@@ -236,12 +247,12 @@ def steadiness(arguments: argparse.Namespace, folder: Path) -> list[dict[str, An
     videos = translated(folder, cases, defaults, arguments.model)
     rows = []
     for case in cases:
-        source = measured(replace(case, truth=None, masks=None), case.frames)
+        windows = windows_of(folder, case.name)
+        source = measured(replace(case, truth=None, masks=None), case.frames, windows)
         rows.append({"clip": case.name, "prompt": case.prompt, "mode": "source", **source})
         for mode in MODES:
-            rows.append(
-                {"clip": case.name, "prompt": case.prompt, "mode": mode, **measured(case, videos[case.name][mode])}
-            )
+            found = measured(case, videos[case.name][mode], windows)
+            rows.append({"clip": case.name, "prompt": case.prompt, "mode": mode, **found})
     return rows
 
 

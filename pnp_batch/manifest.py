@@ -343,6 +343,7 @@ class GenerateSpec(_Value):
     num_inference_steps: Steps | None = None
 
 
+RATE = re.compile(r"[0-9]{1,9}(\.[0-9]{1,20}|/[0-9]{1,9})?")  # the fraction of a huge exponent would take forever
 NTSC_RATES = (24, 30, 48, 60, 120)  # times 1000/1001
 NTSC_ROUNDING = fractions.Fraction(5, 1000)
 
@@ -350,10 +351,10 @@ NTSC_ROUNDING = fractions.Fraction(5, 1000)
 def _frame_rate(value: Any) -> str:
     """Frames a second, exactly: 24, 12.5, 24000/1001; 23.976 and its like mean the NTSC rates that they round."""
     try:
-        rate = fractions.Fraction(str(value))
-    except (ValueError, ZeroDivisionError):
+        rate = fractions.Fraction(str(value)) if RATE.fullmatch(str(value)) else fractions.Fraction(0)
+    except ZeroDivisionError:
         rate = fractions.Fraction(0)
-    if isinstance(value, bool) or not 0 < rate <= 1000:
+    if not 0 < rate <= 1000:
         raise PydanticCustomError("fps", "frames a second, up to 1000, such as 24, 23.976 or 24000/1001")
     exact = (fractions.Fraction(whole * 1000, 1001) for whole in NTSC_RATES)
     return str(next((ntsc for ntsc in exact if abs(ntsc - rate) < NTSC_ROUNDING), rate))

@@ -387,14 +387,21 @@ structures = st.fixed_dictionaries(
 
 @pytest.mark.parametrize(
     ("written", "rate"),
-    [("24", "24"), ("12.5", "25/2"), ("23.976", "24000/1001"), ("29.97", "30000/1001"), ("24000/1001", "24000/1001")],
+    [
+        ("24", "24"),
+        ("12.5", "25/2"),
+        ("23.976023976023978", "24000/1001"),
+        ("23.976", "24000/1001"),
+        ("29.97", "30000/1001"),
+        ("24000/1001", "24000/1001"),
+    ],
 )
 def test_frame_rates_are_exact(read, written: str, rate: str):
     manifest = read(HEAD + f"inputs:\n- video: a/\n  prompts: [a cat]\n  fps: {written}\n")
     assert manifest.inputs[0].of_video.fps == rate
 
 
-@pytest.mark.parametrize("written", ["0", "-1", "2000", "fast", "true", "1/0", ".nan", "[24]"])
+@pytest.mark.parametrize("written", ["0", "-1", "2000", "fast", "true", "1/0", ".nan", "[24]", "1e999999999", "1e3"])
 def test_wrong_frame_rates_are_named(read, written: str):
     with pytest.raises(ManifestError, match="frames a second, up to 1000"):
         read(HEAD + f"inputs:\n- video: a/\n  prompts: [a cat]\n  fps: {written}\n")

@@ -19,12 +19,17 @@ from films import ffmpeg, film, tones
 from running import Project, start
 from typer.testing import CliRunner
 
+from pnp_batch.checkpoint import resolve
 from pnp_batch.cli import app
 from pnp_batch.clips import survey_unit
+from pnp_batch.manifest import load_manifest
 from pnp_batch.media.motion import steadied
 from pnp_batch.media.video import VideoReader, survey_of
+from pnp_batch.plan import Plan
+from pnp_batch.runner import Silent, Worker
 from pnp_batch.shapes.clips import clip
 from pnp_batch.store import Artifact, ArtifactStore
+from pnp_batch.survey import keys_in_use, survey
 
 PROMPT = "a bronze statue"
 SIZE = {"height": 32, "width": 32}
@@ -44,6 +49,15 @@ def write(project: Project, **inputs: object) -> None:
     project.write([{"video": "a.mp4", "prompts": [PROMPT], **inputs}], defaults=SIZE)
 
 
+def _process(plan: Plan, worker: Worker) -> None:
+    for package in plan.packages():
+        worker.process(package)
+
+
+def _are_done(plan: Plan, worker: Worker) -> bool:
+    return all(worker.is_done(package) for package in plan.packages())
+
+
 class TestAClip:
     def test_comes_back_with_its_frames_rate_aspect_and_sound_in_one_file_and_one_row(self, project: Project) -> None:
         film(project.folder / "a.mp4", rate="24000/1001", seconds=0.5)
@@ -55,6 +69,7 @@ class TestAClip:
         assert len(row["frame_reconstruction_psnr"]) == 12 and row["reconstruction_psnr"] == pytest.approx(
             np.mean(row["frame_reconstruction_psnr"]), abs=1e-3
         )
+        assert isinstance(row["frame_rate"], float) and "fps" not in row
         result = survey_of(project.output / row["file_name"])
         assert (len(result.timing.times), result.timing.rate) == (12, Fraction(24000, 1001))
         assert Fraction(*result.size) == Fraction(3, 2)  # the source's, though pixels were squeezed into a square
@@ -75,6 +90,17 @@ class TestAClip:
         path.write_bytes(data)
         project.pnp("run")
         assert project.progress()["rows"] == 0 and videos(project) == before and len(project.rows()) == 1
+
+    def test_a_worker_keeps_no_frames_keys_of_a_video_that_is_written_named_or_counted(self, project: Project) -> None:
+        film(project.folder / "a.mp4", seconds=0.2, sound=False)
+        write(project)
+        manifest = load_manifest(project.manifest)
+        plan = Plan(manifest, resolve(manifest.model, manifest.base))
+        for look in (_process, survey, _are_done, lambda *both: list(keys_in_use(*both))):
+            worker = Worker(manifest, plan.checkpoint, Silent())
+            look(plan, worker)
+            assert worker.context.reels and not any(reel.windows for reel in worker.context.reels.values())
+        assert len(videos(project)) == 1 and _are_done(plan, worker)
 
     @pytest.mark.slow
     def test_a_lost_file_is_written_again_with_the_same_bytes(self, project: Project) -> None:
@@ -168,6 +194,20 @@ class TestAClip:
 
 
 class TestFrames:
+    def test_on_their_own_are_not_written_again_when_steadying_changes(
+        self, project: Project, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        film(project.folder / "a.mp4", seconds=0.2, sound=False)
+        prompts = [{"prompt": PROMPT, "consistency": mode} for mode in ("none", "keyframes")]
+        write(project, prompts=prompts)
+        project.pnp("run")
+        before = {row["key"]: row["consistency"] for row in project.rows()}
+        monkeypatch.setattr("pnp_batch.stages.videos.MOTION_VERSION", 99)
+        project.pnp("run")
+        after = {row["key"]: row["consistency"] for row in project.rows()}
+        assert {after[key] for key in before.keys() & after.keys()} == {"none"}
+        assert sorted(after.values()) == ["keyframes", "none"]
+
     @pytest.mark.slow
     def test_on_their_own_are_what_pictures_become(self, project: Project) -> None:
         for n in range(5):

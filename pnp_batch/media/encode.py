@@ -135,16 +135,6 @@ def write_video(
         ItemError: The sound cannot be read, or the frames cannot be written in this way.
         OSError: The disk is full.
     """
-    try:
-        _write(path, frames, look, kind, sound)
-    except OSError:
-        raise  # PyAV's errors of the system are these, too
-    except (FFmpegError, ValueError, LookupError, ArithmeticError) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise ItemError(f"the video could not be written as {kind} ({what}); another `container:` may do") from error
-
-
-def _write(path: Path, frames: Iterable[Pixels], look: Look, kind: str, sound: Sound | None) -> None:
     how, look = FORMATS[kind], replace(look, timing=look.timing.simplified())
     if kind == "frames":
         _write_folder(path, _square(frames, look.aspect))
@@ -159,7 +149,22 @@ def _write(path: Path, frames: Iterable[Pixels], look: Look, kind: str, sound: S
     else:
         with _beside(path, how.suffix) as silent:
             _encode(silent, frames, look, how)
-            _finish(silent, path, sound, how)
+            with _refusals_named(how):
+                _finish(silent, path, sound, how)
+
+
+@contextmanager
+def _refusals_named(how: Format) -> Iterator[None]:
+    """Around the encoder's own calls, never around the making of frames: that other bugs are none of the container's."""
+    try:
+        yield
+    except OSError:
+        raise  # PyAV's errors of the system are these, too
+    except (FFmpegError, ValueError, LookupError, ArithmeticError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ItemError(
+            f"the video could not be written as {how.muxer} ({what}); another `container:` may do"
+        ) from error
 
 
 def shortcomings(look: Look, kind: str) -> Iterator[str]:
@@ -211,24 +216,37 @@ def _beside(path: Path, suffix: str) -> Iterator[Path]:
 def _encode(path: Path, frames: Iterable[Pixels], look: Look, how: Format) -> None:
     turned = (np.rot90(pixels, -(look.rotation // 90)) if how.turns else pixels for pixels in frames)
     first = next(iterator := iter(turned))
-    height, width = first.shape[0] + first.shape[0] % 2, first.shape[1] + first.shape[1] % 2
-    with av.open(str(path), "w", format=how.interim, options=_muxer_options(how.interim)) as container:
-        container.flags |= BITEXACT
-        stream: Any = container.add_stream(how.codec, rate=look.timing.rate.limit_denominator(100_000))
-        stream.width, stream.height, stream.pix_fmt = width, height, how.pixels
-        stream.codec_context.time_base = stream.time_base = look.timing.tick
-        stream.codec_context.thread_count = 1
-        stream.options = {**how.options, **_quality(look, how)}
-        stream.codec_context.sample_aspect_ratio = _sample_aspect(look, how, first.shape)
-        if how.pixels == "yuv420p":
-            _tag(stream.codec_context)
-        if how.turns and look.rotation:
-            stream.set_display_rotation(look.rotation)
+    size = first.shape[1] + first.shape[1] % 2, first.shape[0] + first.shape[0] % 2
+    with _refusals_named(how):
+        container = av.open(str(path), "w", format=how.interim, options=_muxer_options(how.interim))
+    try:
+        with _refusals_named(how):
+            stream = _stream(container, look, how, first.shape, size)
         shown: dict[int, int] = {}
         for pixels, (time, ticks) in zip(chain([first], iterator), _shown(look.timing), strict=True):
             shown[time] = ticks
-            _mux(container, stream.encode(_frame(pixels, (width, height), how, time, look.timing.tick)), shown)
-        _mux(container, stream.encode(None), shown)
+            with _refusals_named(how):
+                _mux(container, stream.encode(_frame(pixels, size, how, time, look.timing.tick)), shown)
+        with _refusals_named(how):
+            _mux(container, stream.encode(None), shown)
+    finally:
+        with _refusals_named(how):
+            container.close()
+
+
+def _stream(container: OutputContainer, look: Look, how: Format, shape: tuple[int, ...], size: tuple[int, int]) -> Any:
+    container.flags |= BITEXACT
+    stream: Any = container.add_stream(how.codec, rate=look.timing.rate.limit_denominator(100_000))
+    (stream.width, stream.height), stream.pix_fmt = size, how.pixels
+    stream.codec_context.time_base = stream.time_base = look.timing.tick
+    stream.codec_context.thread_count = 1
+    stream.options = {**how.options, **_quality(look, how)}
+    stream.codec_context.sample_aspect_ratio = _sample_aspect(look, how, shape)
+    if how.pixels == "yuv420p":
+        _tag(stream.codec_context)
+    if how.turns and look.rotation:
+        stream.set_display_rotation(look.rotation)
+    return stream
 
 
 def _mux(container: OutputContainer, packets: Iterable[Any], shown: dict[int, int]) -> None:

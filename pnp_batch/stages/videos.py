@@ -41,7 +41,7 @@ from pnp_batch.store.keys import key_of
 
 STAGE = "assemble"
 
-MOTION_VERSION = 1  # part of the key of every video that is steadied: raise it when `media.motion` gives other frames
+MOTION_VERSION = 2  # part of the key of every video that is steadied: raise it when `media.motion` gives other frames
 PREVIEW_SIDE = 320  # pixels; sharp at the report's 192 CSS pixels
 PREVIEW_FRAMES = 240  # of a longer clip the beginning is shown
 PREVIEW_CRF = 24
@@ -52,11 +52,14 @@ class Reel:
     """What a worker knows of one video for one prompt, so that it looks at every window once.
 
     Attributes:
-        windows: Of windows all of whose frames are there their results' keys, by the place of the first frame.
+        windows: Of windows all of whose frames are there their results' keys, by the place of the first frame; empty again
+            once the video is named or written, since the keys of long clips would fill memory.
+        name: Of the video in the output folder, once all frames are known to be there.
         is_written: Whether the video itself is there.
     """
 
     windows: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    name: str | None = None
     is_written: bool = False
 
 
@@ -66,10 +69,12 @@ def run(context: Context, items: Sequence[Item]) -> None:
         reel = _reel(context, unit)
         try:
             if not reel.is_written and (video := _whole(context, items, number)):
+                reel.windows.clear()
                 _assemble(context, video)
                 reel.is_written = True
         except (CorruptArtifact, ItemError, OSError) as error:
             reel.windows.clear()
+            reel.name = None
             unit.fail(STAGE, error)
         else:
             for each in (item.units[number] for item in items):
@@ -82,16 +87,20 @@ def keys_of(context: Context, items: Sequence[Item]) -> Iterator[str]:
         return
     for number in range(len(items[0].units)):
         if video := _whole(context, items, number):
+            _reel(context, items[0].units[number]).windows.clear()
             yield video.key
 
 
 def name_of(context: Context, unit: Unit) -> str | None:
     """Where the video of a frame is or would be in the output folder; None while a frame is missing."""
-    job = unit.item.job
+    job, reel = unit.item.job, _reel(context, unit)
     assert job.window is not None
-    items = items_of(_jobs_of(job, job.window), context)
-    video = _whole(context, items, unit.item.units.index(unit))
-    return video.name if video else None
+    if reel.name is None:
+        items = items_of(_jobs_of(job, job.window), context)
+        if video := _whole(context, items, unit.item.units.index(unit)):
+            reel.name = video.name
+            reel.windows.clear()
+    return reel.name
 
 
 def _jobs_of(job: Job, window: Window) -> Iterator[Job]:
@@ -192,13 +201,14 @@ class _Video:
             "stage": STAGE,
             "version": ENCODE_VERSION,
             "frames": [key for _, keys in self.windows for key in keys],
-            "steadied": MOTION_VERSION if self.job.is_joint else None,
             "times": [timing.times, timing.end, str(timing.tick)],
             "aspect": clip.footage.size,
             "rotation": clip.footage.rotation,
             "container": {name: getattr(clip.spec, name) for name in ("container", "crf", "side_by_side")},
             "sound": None,
         }
+        if self.job.is_joint:
+            content["steadied"] = MOTION_VERSION
         if self.sound is not None:
             content["sound"] = [_file_digest(self.context, clip.path), self.sound.start, self.sound.seconds]
         return key_of(content)
@@ -231,7 +241,7 @@ class _Video:
         for place, made in enumerate(self.by_place):
             pictures = [self.context.store.load(self.artifact(key), "result")["image"] for key, _ in made]
             share = made[-1][1].share_of_later(place)
-            yield pictures[0] if len(pictures) == 1 else _blended(pictures[0], pictures[1], share)
+            yield pictures[0] if len(pictures) == 1 else blended(pictures[0], pictures[1], share)
 
     def look(self, wide: int = 1) -> Look:
         """How it is shown; `wide` pictures stand side by side."""
@@ -239,7 +249,8 @@ class _Video:
         return Look(self.clip.timing, Fraction(width * wide, height), self.clip.footage.rotation, self.clip.spec.crf)
 
 
-def _blended(earlier: Pixels, later: Pixels, share: float) -> Pixels:
+def blended(earlier: Pixels, later: Pixels, share: float) -> Pixels:
+    """A picture between two, of which the later one has a share."""
     mixed = (1 - share) * earlier.astype(np.float32) + share * later.astype(np.float32)
     return np.round(mixed).astype(np.uint8)
 
@@ -315,7 +326,9 @@ def _about(video: _Video) -> dict[str, Any]:
         "frames": len(errors),
         "frame_rate": float(timing.rate),
         "duration": timing.seconds,
-        **{name: getattr(clip.spec, name) for name in type(clip.spec).model_fields},
+        **{
+            name: getattr(clip.spec, name) for name in type(clip.spec).model_fields if name != "fps"
+        },  # see `frame_rate`
         "sound": video.sound is not None,
         **_figures(errors),
         "seconds": round(seconds, 3),

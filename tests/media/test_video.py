@@ -265,6 +265,19 @@ class TestWriting:
         with pytest.raises(ItemError, match=rf"could not be written as {kind} \(.*another `container:`"):
             write_video(tmp_path / "out", smooth(3), backwards, kind)
 
+    @pytest.mark.parametrize("kind", ["mp4", "webm", "gif", "frames"])
+    @pytest.mark.parametrize("place", [0, 1])
+    def test_what_goes_wrong_with_frames_is_not_the_containers_fault(
+        self, tmp_path: Path, kind: str, place: int
+    ) -> None:
+        def frames() -> Iterator[Pixels]:
+            yield from smooth(place)
+            raise KeyError("elsewhere")
+
+        how = Look(Timing((0, 1, 2), 3, Fraction(1, 10)), Fraction(4, 3))
+        with pytest.raises(KeyError, match="elsewhere"):
+            write_video(tmp_path / "out", frames(), how, kind)
+
     def test_a_gif_of_many_frames_a_second_lasts_as_long(self, tmp_path: Path) -> None:
         how = Look(Timing(tuple(range(60)), 60, Fraction(1, 120)), Fraction(4, 3))
         write_video(tmp_path / "a%d.gif", smooth(60), how, "gif")

@@ -10,10 +10,12 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
+
+import psutil
 
 from pnp_batch.engines.devices import gpus_needed, visible_as, visible_gpus, workers_on
 from pnp_batch.engines.driver import Driver, driving, rows_of
@@ -50,6 +52,7 @@ log = logging.getLogger(__name__)
 WAIT_SECONDS = 0.5
 DRAIN_SECONDS = 10.0
 NODE_PATIENCE_SECONDS = 300.0
+START_ATTEMPTS = 3
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 OBJECT_STORE_BYTES = 100_000_000  # nothing but short texts goes through it
 
@@ -104,19 +107,43 @@ class Crew:
 @contextmanager
 def _cluster(run: Run) -> Iterator[Crew]:
     """A Ray of this run alone, or the one at `ray.address`; gives the workers that it can hold."""
-    alone = run.plan.manifest.run.ray.address is None
-    options = _local(run.plan.manifest) if alone else _remote(run.plan.manifest)
+    manifest = run.plan.manifest
+    alone = manifest.run.ray.address is None
     before = descendants()
-    try:
-        with _environment(run.plan.manifest) if alone else nullcontext():
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, namespace=secrets.token_hex(8), **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise EnvironmentFailure(f"Ray cannot be reached or started: {_first_line(error)}") from error
+    if alone:
+        _start(manifest, before)
+    else:
+        _init(_remote(manifest))
     with no_orphans(descendants() - before):
         try:
             yield _crew(run)
         finally:
             ray.shutdown()
+
+
+def _start(manifest: Manifest, before: Collection[psutil.Process]) -> None:
+    """Starts a Ray for this run alone; again where the machine is so busy that it is not up in the time that it gives itself."""
+    options = _local(manifest)
+    for attempt in range(START_ATTEMPTS):
+        try:
+            with _environment(manifest):
+                _init(options)
+            return
+        except EnvironmentFailure as failure:
+            for process in descendants() - set(before):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            if attempt + 1 == START_ATTEMPTS:
+                raise
+            log.warning("%s; trying again", failure)
+
+
+def _init(options: dict[str, Any]) -> None:
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, namespace=secrets.token_hex(8), **options)
+    except Exception as error:  # a bare one where a server of Ray's is late
+        ray.shutdown()
+        raise EnvironmentFailure(f"Ray cannot be reached or started: {_first_line(error)}") from error
 
 
 @contextmanager

@@ -34,7 +34,7 @@ PACKAGE_JOBS = 32
 
 CONSISTENCY_VERSION = 1  # part of the key of every frame that is translated together with others
 
-INVERT_VERSION = 2  # part of every trajectory key: raise it when the same settings give other latents
+INVERT_VERSION = 1  # part of every trajectory key: raise it when the same settings give other latents
 
 # Which settings decide a trajectory, said once: a batch of inversions shares the first three and the step count; prompts differ.
 SHARED_INVERSION_SETTINGS = ("inversion_method", "num_inversion_steps", "inversion_tolerance")

@@ -183,7 +183,7 @@ def workers(manifest: Manifest) -> list[WorkerState]:
 
 def content_digest(manifest: Manifest) -> str:
     """Of what a manifest asks for, so that a run's own count is not taken for that of another manifest."""
-    return sha256(manifest.model_dump_json(exclude={"run"}).encode())
+    return sha256(manifest.model_dump_json(exclude={"run"}, warnings=False).encode())
 
 
 def counted_by_run(manifest: Manifest) -> Mapping[str, Any] | None:

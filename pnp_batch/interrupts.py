@@ -13,6 +13,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 _seen: list[int] = []
+_holders = 0  # blocks of `held_back` that are open
 
 
 def check() -> None:
@@ -22,8 +23,22 @@ def check() -> None:
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
+    is_first = not _seen
     _seen.append(number)
-    raise Interrupted
+    if not (_holders and is_first):
+        raise Interrupted
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Within the block a first signal waits for the end, so that a batch is written as a whole. A second one does not wait."""
+    global _holders
+    _holders += 1
+    try:
+        yield
+    finally:
+        _holders -= 1
+    check()
 
 
 @contextmanager

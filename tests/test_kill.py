@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from running import Project, start, wait_for_changes
+from running import Project, hazardous, program, start, wait_for_changes
 
 INPUTS = [{"prompts": ["a bronze statue", "a pink toy", "a marble bust"]} for _ in range(3)]
 # These kills are nobody's fault, however often they hit the same batch.
@@ -76,6 +76,26 @@ def test_ctrl_c_says_how_to_go_on_and_status_works_meanwhile(project: Project) -
     assert process.returncode == 130
     assert "run" in printed and str(project.manifest) in printed and "Go on" in printed
     assert "not running" in project.pnp("status")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_between_two_results_of_a_batch_waits_until_all_of_it_is_written(
+    project: Project, undisturbed: Project, number: signal.Signals
+) -> None:
+    process = subprocess.Popen(program("run", str(project.manifest)), env=hazardous("wait /translate/"))
+    while not (there := results_in(project)):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(number)
+    assert process.wait() == 130
+    assert len(there) < 3 and len(results_in(project)) == 3  # the prompts of the first picture share a batch
+    project.pnp("run")
+    assert project.pictures() == undisturbed.pictures() and project.tensors() == undisturbed.tensors()
+
+
+def results_in(project: Project) -> list[Path]:
+    return list(project.store.rglob("translate/??/[!.]*"))
 
 
 def small_disk(folder: Path, megabytes: int) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
+from pnp_batch import interrupts
 from pnp_batch.diffusion.guidance import injected_steps
 from pnp_batch.methods import METHODS
 from pnp_batch.stages.batches import Group, at_most, attempt
@@ -67,8 +68,9 @@ def _compute(context: Context, group: Group[Item]) -> None:
             lambda i, shard, arrays: drafts[i].add(shard, arrays),
         )
         how = described(context, keys, [], time.monotonic() - begin)
-        for item, draft in zip(sources, drafts, strict=True):
-            draft.publish(how | {"trajectory": item.key, "compression": context.banks.compression})
+        with interrupts.held_back():
+            for item, draft in zip(sources, drafts, strict=True):
+                draft.publish(how | {"trajectory": item.key, "compression": context.banks.compression})
     context.events.step(context.model.rows - before)
     context.events.made(STAGE, len(sources))
 

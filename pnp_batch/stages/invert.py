@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pnp_batch import interrupts
 from pnp_batch.clips import SEGMENT
 from pnp_batch.errors import NonFiniteError
 from pnp_batch.plan import INVERSION_SETTINGS, Job
@@ -76,8 +77,9 @@ def _compute(context: Context, group: Group[Item]) -> None:
         made = trajectories.of_pictures(context.model, pictures, prompts, settings, loop, context.measure)
     failed = [item.key for item, trajectory in zip(batch, made, strict=True) if not trajectory.is_finite]
     how = described(context, keys, failed, time.monotonic() - begin)
-    for item, trajectory in zip(batch, made, strict=True):
-        _publish(context, item, trajectory, how)
+    with interrupts.held_back():  # a batch of which one is lost is computed anew
+        for item, trajectory in zip(batch, made, strict=True):
+            _publish(context, item, trajectory, how)
     loop.clear()
 
 

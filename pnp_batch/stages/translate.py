@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from pnp_batch import interrupts
 from pnp_batch.errors import NonFiniteError
 from pnp_batch.methods import METHODS
 from pnp_batch.stages import bank
@@ -101,13 +102,14 @@ def _publish(context: Context, batch: Sequence[Unit], latents: Any, seconds: flo
     problems = [problem_with(context, picture) for picture in pictures]
     failed = [unit.key for unit, problem in zip(batch, problems, strict=True) if problem]
     how = described(context, [unit.key for unit in batch], failed, seconds)
-    for i, (unit, picture, problem) in enumerate(zip(batch, pictures, problems, strict=True)):
-        if problem:
-            unit.fail(STAGE, NonFiniteError(problem))
-            continue
-        shards = {"result": {"image": to_pixels(picture), "latent": latents[i].cpu().numpy()}}
-        unit.artifact = context.store.publish(STAGE, unit.key, shards, how | about(unit))
-        context.events.made(STAGE, unit.item.job.window is None)  # a video is counted once it is written
+    with interrupts.held_back():  # a batch of which one is lost is computed anew
+        for i, (unit, picture, problem) in enumerate(zip(batch, pictures, problems, strict=True)):
+            if problem:
+                unit.fail(STAGE, NonFiniteError(problem))
+                continue
+            shards = {"result": {"image": to_pixels(picture), "latent": latents[i].cpu().numpy()}}
+            unit.artifact = context.store.publish(STAGE, unit.key, shards, how | about(unit))
+            context.events.made(STAGE, unit.item.job.window is None)  # a video is counted once it is written
 
 
 def problem_with(context: Context, picture: Any) -> str | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
+from pnp_batch import interrupts
 from pnp_batch.errors import NonFiniteError
 from pnp_batch.methods import METHODS
 from pnp_batch.stages.batches import Group, attempt
@@ -79,6 +80,7 @@ def _publish(context: Context, take: Take, latents: Any, seconds: float) -> None
         take.fail(NonFiniteError(problem))
         return
     how = described(context, [unit.key for unit in take.units], [], seconds)
-    for unit, picture, latent in zip(take.units, pictures, latents, strict=True):
-        shards = {"result": {"image": to_pixels(picture), "latent": latent.cpu().numpy()}}
-        unit.artifact = context.store.publish(STAGE, unit.key, shards, how | about(unit))
+    with interrupts.held_back():  # a window of which one frame is lost is computed anew
+        for unit, picture, latent in zip(take.units, pictures, latents, strict=True):
+            shards = {"result": {"image": to_pixels(picture), "latent": latent.cpu().numpy()}}
+            unit.artifact = context.store.publish(STAGE, unit.key, shards, how | about(unit))

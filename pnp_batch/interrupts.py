@@ -23,15 +23,18 @@ def check() -> None:
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
-    is_first = not _seen
+    is_impatient = number == signal.SIGINT and number in _seen
     _seen.append(number)
-    if not (_holders and is_first):
+    if not _holders or is_impatient:
         raise Interrupted
 
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Within the block a first signal waits for the end, so that a batch is written as a whole. A second one does not wait."""
+    """Within the block signals wait for its end, so that a batch is written as a whole; a second Ctrl-C does not wait.
+
+    A second SIGTERM is no sign of impatience: Slurm sends it to each task, and `srun` passes its own on.
+    """
     global _holders
     _holders += 1
     try:

@@ -27,17 +27,19 @@ def test_a_signal_whose_exception_is_lost_is_seen_at_the_next_look() -> None:
     assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
 
 
-def test_a_signal_waits_for_what_is_written_together_and_a_second_one_does_not() -> None:
+@pytest.mark.parametrize(
+    "number, reached", [(signal.SIGTERM, ["once", "twice"]), (signal.SIGINT, ["once"])], ids=["SIGTERM", "SIGINT"]
+)
+def test_signals_wait_for_what_is_written_together_but_a_second_ctrl_c_does_not(
+    number: signal.Signals, reached: list[str]
+) -> None:
     written = []
-    with interrupts.interruptible():
-        with pytest.raises(interrupts.Interrupted), interrupts.held_back():
-            written.append("a")
-            signal.raise_signal(signal.SIGTERM)
-            written.append("b")
-        with pytest.raises(interrupts.Interrupted), interrupts.held_back():
-            signal.raise_signal(signal.SIGINT)
-            written.append("c")
-    assert written == ["a", "b"]
+    with pytest.raises(interrupts.Interrupted), interrupts.interruptible(), interrupts.held_back():
+        signal.raise_signal(number)
+        written.append("once")
+        signal.raise_signal(number)
+        written.append("twice")
+    assert written == reached
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])

@@ -21,6 +21,8 @@ PICTURES = 8
 PROMPTS = ["a pink toy", "a bronze statue"]
 BATCH = {"batch_size": 2}
 PATIENCE_SECONDS = 240
+ARTIFACTS = "/store/(invert|translate)/"
+SLOWLY = f"wait {ARTIFACTS}"  # every artifact takes a second more
 
 
 def planned(folder: Path, **run: Any) -> Project:

@@ -15,6 +15,7 @@ from runs import (
     BATCH,
     PICTURES,
     PROMPTS,
+    SLOWLY,
     assert_others_done,
     assert_same,
     nothing_done_twice,
@@ -29,7 +30,6 @@ from pnp_batch.ledger import Ledger
 pytest.importorskip("ray")
 
 RESULTS = PICTURES * len(PROMPTS)
-SLOWLY = "wait /out/store/"  # every artifact takes a second more
 
 
 @pytest.fixture

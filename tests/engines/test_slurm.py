@@ -13,7 +13,18 @@ from pathlib import Path
 
 import pytest
 from running import Project
-from runs import PICTURES, PROMPTS, assert_others_done, assert_same, nothing_done_twice, planned, started, until
+from runs import (
+    ARTIFACTS,
+    PICTURES,
+    PROMPTS,
+    SLOWLY,
+    assert_others_done,
+    assert_same,
+    nothing_done_twice,
+    planned,
+    started,
+    until,
+)
 from slurm_cluster import SlurmCluster, missing, slurm_cluster
 
 from pnp_batch.ledger import Ledger
@@ -21,7 +32,6 @@ from pnp_batch.ledger import Ledger
 pytest.importorskip("submitit")
 
 RESULTS = PICTURES * len(PROMPTS)
-SLOWLY = "wait /out/store/"  # every artifact takes a second more
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +132,7 @@ def test_preempted_tasks_stop_in_time_and_nobody_is_blamed(
 def test_tasks_whose_time_is_over_go_on_in_another_array(
     project: Project, undisturbed: Project, slurm: SlurmCluster
 ) -> None:
-    with started(project, hazard="wait5 /out/store/") as run:
+    with started(project, hazard=f"wait5 {ARTIFACTS}") as run:
         run.until_some_are_done()
         for job in slurm.wait_for("RUNNING"):
             slurm.call("scontrol", "update", f"JobId={job}", "TimeLimit=1")

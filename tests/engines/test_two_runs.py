@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 from running import Project, hazardous, program
-from runs import assert_same, nothing_done_twice, planned, started
+from runs import SLOWLY, assert_same, nothing_done_twice, planned, started
 
 NO_FLOCK = [sys.executable, str(Path(__file__).parent / "no_flock.py")]
-SLOWLY = "wait /store/"
 
 
 @pytest.mark.slow

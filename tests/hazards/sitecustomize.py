@@ -1,4 +1,4 @@
-"""Poisons one artifact for every Python process that has this folder on its path: `HAZARD="<how> <part of a path>"`.
+"""Poisons one artifact for every Python process that has this folder on its path: `HAZARD="<how> <pattern of a path>"`.
 
 Just before that artifact is published the process is killed (`kill`), crashes (`segfault`), hangs (`hang`) or waits for a while
 (`wait`, `wait5`), so that somebody else can interfere. With `HAZARD_ONCE=<file>` only the first process that gets there is hit.
@@ -6,6 +6,7 @@ Just before that artifact is published the process is killed (`kill`), crashes (
 
 import ctypes
 import os
+import re
 import signal
 import sys
 import time
@@ -22,7 +23,11 @@ DEEDS = {
 
 
 def hook(event: str, arguments: tuple) -> None:
-    if event == "os.rename" and where in os.fsdecode(arguments[1]) and ".json" not in os.fsdecode(arguments[1]):
+    if (
+        event == "os.rename"
+        and re.search(where, os.fsdecode(arguments[1]))
+        and ".json" not in os.fsdecode(arguments[1])
+    ):
         if once is not None:
             try:
                 os.close(os.open(once, os.O_CREAT | os.O_EXCL))

@@ -28,6 +28,7 @@ MAX_ASPECT = 32
 DECODE_VERSION = 1  # part of every pixel digest: raise it when the same file decodes to other pixels
 
 TURNED_BY_EXIF = (5, 6, 7, 8)
+PNG_LEVEL = 4  # zlib's default of 6 takes twice as long for files that are 5% smaller at most (a photo of 512x512: 43 and 20 ms)
 PNG_TAIL = 65536  # bytes at the end of a PNG in which an EXIF chunk after the pixels is looked for
 
 
@@ -111,7 +112,7 @@ def encode_png(pixels: Pixels, text: Mapping[str, str] | None = None) -> bytes:
     for key, value in (text or {}).items():
         info.add_itxt(key, value)
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", pnginfo=info)
+    Image.fromarray(pixels).save(buffer, "PNG", pnginfo=info, compress_level=PNG_LEVEL)
     return buffer.getvalue()
 
 

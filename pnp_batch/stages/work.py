@@ -6,7 +6,7 @@ import os
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -370,6 +370,11 @@ class Unit:
         return store.find("translate", self.verdict.chosen) if self.verdict else None
 
 
+@cache
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("pnp-batch", "torch", "diffusers", "transformers")}
+
+
 def described(context: Context, members: Sequence[str], failed: Sequence[str], seconds: float) -> dict[str, Any]:
     """The part of an artifact's `meta` that says how it was made.
 
@@ -381,7 +386,7 @@ def described(context: Context, members: Sequence[str], failed: Sequence[str], s
         "dtype": context.dtype,
         "device": context.device,
         "hardware": context.model.hardware,
-        "versions": {name: version(name) for name in ("pnp-batch", "torch", "diffusers", "transformers")},
+        "versions": _versions(),
         "batch": list(members),
         "failed": list(failed),
         "seconds": round(seconds / max(len(members), 1), 3),

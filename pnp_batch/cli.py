@@ -176,7 +176,9 @@ def _conclude(plan: Plan, summary: Summary, complete: bool) -> int:
     """Writes the report and says where everything is."""
     manifest = plan.manifest
     if complete:
-        print(f"pictures: {manifest.output / 'images'}")
+        for what, folder in (("pictures:", manifest.output / "images"), ("videos:", manifest.output / "videos")):
+            if folder.exists():
+                print(f"{what:<9} {folder}")
         print(f"report:   {_write_report(manifest)}")
     if summary.failed:
         _say(f"what failed and why: {manifest.output / 'failures.jsonl'}")

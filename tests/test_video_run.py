@@ -62,7 +62,9 @@ class TestAClip:
     def test_comes_back_with_its_frames_rate_aspect_and_sound_in_one_file_and_one_row(self, project: Project) -> None:
         film(project.folder / "a.mp4", rate="24000/1001", seconds=0.5)
         write(project)
-        assert "1 of 1 results are there (1 computed now, 12 inversions" in project.pnp("run")
+        printed = project.pnp("run")
+        assert "1 of 1 results are there (1 computed now, 12 inversions" in printed
+        assert f"videos:   {project.output / 'videos'}" in printed and "pictures:" not in printed
         (row,) = project.rows()
         assert row["file_name"].startswith("videos/a--a-bronze-statue-") and row["file_name"].endswith(".mp4")
         assert (row["source"], row["frames"], row["consistency"]) == ("a.mp4", 12, "keyframes")

@@ -135,21 +135,22 @@ def package_to_json(package: Package) -> str:
     return json.dumps({"index": package.index, "jobs": _SENT.dump_python(sent, mode="json")})
 
 
-def package_from_json(text: str, store: Path) -> Package:
-    """The package that `package_to_json` was given.
+def package_from_json(text: str, store: Path, ledger: Ledger | None = None) -> Package:
+    """The package that `package_to_json` was given; one job without a size for a video that cannot be read any more.
 
     Args:
         text: What it gave.
         store: Folder of the store, where it is noted what is known of clips.
-
-    Raises:
-        ItemError: A video cannot be read any more.
+        ledger: Where it is noted whom decoding one kills, should it have changed since.
     """
     content = json.loads(text)
     sent = _SENT.validate_python(content["jobs"])
     window, first = None, sent[0]
     if first.window is not None and first.source.video is not None and first.source.path is not None:
-        window = Window(clips.opened(first.source.path, first.source.video, store), *first.window)
+        try:
+            window = Window(clips.opened(first.source.path, first.source.video, store, ledger), *first.window)
+        except ItemError:
+            return Package(content["index"], (Job(first.source, None, first.settings, first.translations),))
     jobs = (Job(each.source, each.size, each.settings, each.translations, window, each.place) for each in sent)
     return Package(content["index"], tuple(jobs))
 

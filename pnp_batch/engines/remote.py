@@ -17,7 +17,7 @@ from typing import Any
 
 from pnp_batch import interrupts
 from pnp_batch.checkpoint import resolve
-from pnp_batch.errors import EnvironmentFailure, ItemError, ModelError
+from pnp_batch.errors import EnvironmentFailure, ModelError
 from pnp_batch.ledger import Ledger
 from pnp_batch.manifest import Manifest
 from pnp_batch.plan import Package, package_from_json
@@ -129,12 +129,12 @@ class RemoteWorker:
         report = Report()
         with self.events.collected(report):
             try:
-                package = package_from_json(package_json, self.worker.store.root)
+                package = package_from_json(package_json, self.worker.store.root, self.worker.ledger)
                 self.events.beat(f"package {package.index}")
                 interrupts.check()
                 self.events.stop_if_asked()
                 self._process(package, report)
-            except (EnvironmentFailure, ModelError, ItemError) as error:
+            except (EnvironmentFailure, ModelError) as error:
                 report.failure = str(error)
             except KeyboardInterrupt:
                 report.interrupted = True

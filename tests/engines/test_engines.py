@@ -25,7 +25,7 @@ from pnp_batch.engines.schedule import Schedule
 from pnp_batch.errors import EnvironmentFailure, ManifestError
 from pnp_batch.manifest import Manifest, load_manifest
 from pnp_batch.monitor import PlainView
-from pnp_batch.plan import Package, Plan, package_from_json, package_to_json
+from pnp_batch.plan import Package, Plan, package_from_json, package_to_json, unit_id
 from pnp_batch.runner import Silent, Worker, ledger_of
 from pnp_batch.store.files import TEMP_PREFIX, temp_name
 
@@ -294,6 +294,18 @@ def test_a_remote_worker_gives_outcomes_and_rows_and_writes_no_list(project: Pro
     assert not (project.output / "metadata.jsonl").exists() and project.pictures() == undisturbed.pictures()
     (beat,) = worker.worker.ledger.workers().values()
     assert beat["made"] == {"invert": 8, "translate": 16, "assemble": 16} and beat["rows"] > 0
+
+
+def test_a_video_that_vanished_since_it_was_planned_fails_and_the_worker_goes_on(project: Project) -> None:
+    path = film(project.folder / "a.mp4", seconds=0.4, sound=False)
+    project.write([{"video": "a.mp4", "prompts": PROMPTS}], run=BATCH)
+    (package,) = plan_of(project).packages()
+    path.unlink()
+    report = Report.from_json(RemoteWorker(spec_of(project)).process(package_to_json(package)))
+    assert report.failure is None and {outcome.stage for outcome in report.outcomes} == {"read"}
+    assert len(report.outcomes) == len(PROMPTS) and "a.mp4" in str(report.outcomes[0].error)
+    (job, *_) = package.jobs
+    assert {outcome.id for outcome in report.outcomes} == {unit_id(job.source, each) for each in job.translations}
 
 
 def test_a_remote_worker_stops_when_a_file_asks_for_it(project: Project) -> None:

@@ -183,8 +183,11 @@ def _conclude(plan: Plan, summary: Summary, complete: bool) -> int:
     if summary.failed:
         _say(f"what failed and why: {manifest.output / 'failures.jsonl'}")
         _say(f"to try just that again: pnp-batch run {shlex.quote(str(manifest.path))} --retry-failed")
-    elif not complete and summary.done < summary.translations:
-        _say(f"{summary.translations - summary.done} results wait for another stage; without --only all stages run")
+    elif left := summary.translations - summary.done:
+        if complete:
+            _say(f"{left} results are not there, though nothing failed; run the same command again")
+            return SOME_FAILED
+        _say(f"{left} results wait for another stage; without --only all stages run")
     return SOME_FAILED if summary.failed else OK
 
 

@@ -187,8 +187,10 @@ class Worker:
                 self.events.made("saved", int(verdict.word == PASSED and verdict.attempt > 0))
 
     def _after_corruption(self, context: Context, items: Sequence[Item], stages: Sequence[str]) -> list[Item]:
-        jobs = _jobs_with(items, lambda unit: isinstance(unit.error, CorruptArtifact))
-        return self._run_stages(context, jobs, stages) if jobs else []
+        """All of the jobs, not just those that it happened to: lost results are made again with the others of their batches."""
+        if not any(isinstance(unit.error, CorruptArtifact) for item in items for unit in item.units):
+            return []
+        return self._run_stages(context, [item.job for item in items], stages)
 
     def _in_float32(self, context: Context, items: Sequence[Item], stages: Sequence[str]) -> list[Item]:
         jobs = _jobs_with(items, lambda unit: unit.needs_float32)

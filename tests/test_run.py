@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +117,57 @@ def test_a_lost_result_is_made_again_to_the_byte(done: Project) -> None:
     assert done.pictures() == pictures and done.tensors() == tensors
 
 
+def test_a_lost_result_is_made_again_to_the_byte_though_the_trajectory_of_another_of_its_batch_is_lost_too(
+    project: Project,
+) -> None:
+    fill(project)
+    pictures, tensors = project.pictures(), project.tensors()
+    first, last = project.rows()[0], project.rows()[-1]
+    (folder,) = project.store.glob(f"translate/*/{first['key']}")
+    (other,) = project.store.glob(f"translate/*/{last['key']}/meta.json")
+    trajectory = json.loads(other.read_text())["content"]["meta"]["trajectory"]
+    shutil.rmtree(folder)
+    shutil.rmtree(next(project.store.glob(f"invert/*/{trajectory}")))
+    (project.output / first["file_name"]).unlink()
+    project.pnp("run")
+    assert project.pictures() == pictures and project.tensors() == tensors
+
+
+def fill(project: Project) -> None:
+    """Three pictures whose results share a batch."""
+    project.write([{"image": project.picture(f"{i}.png", i), "prompts": PROMPTS} for i in range(3)])
+    project.pnp("run")
+
+
+def rot(shard: Path) -> None:
+    """One bit turned; size and time as published, so that only the checksum can tell."""
+    stat = shard.stat()
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(bytes(data))
+    os.utime(shard, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_a_result_that_rotted_silently_is_made_again_to_the_byte(project: Project) -> None:
+    fill(project)
+    pictures, tensors = project.pictures(), project.tensors()
+    shutil.rmtree(project.output / "images")
+    rot(sorted(project.store.glob("translate/*/*/result.safetensors"))[0])
+    assert "corrupt translate artifact" in project.pnp("run")
+    kept = {name: data for name, data in project.tensors().items() if not name.startswith("corrupt")}
+    assert project.pictures() == pictures and kept == tensors
+
+
+def test_a_trajectory_that_rotted_silently_is_made_again_and_the_batch_computed_as_it_was(project: Project) -> None:
+    fill(project)
+    pictures = project.pictures()
+    for folder in (project.store / "translate", project.output / "images"):
+        shutil.rmtree(folder)
+    rot(sorted(project.store.glob("invert/*/*/trajectory.safetensors"))[0])
+    assert "corrupt invert artifact" in project.pnp("run")
+    assert project.pictures() == pictures
+
+
 def test_a_prompt_added_later_keeps_its_batch_when_it_is_lost(done: Project) -> None:
     add_prompt(done, "a marble bust")
     done.pnp("run")
@@ -140,15 +193,7 @@ def test_a_flipped_byte_is_noticed_reported_and_computed_again(done: Project, st
 
 
 def test_silent_rot_is_noticed_when_the_artifact_is_read(done: Project) -> None:
-    """Size and time as published, one bit turned: only the checksum can tell."""
-    import os
-
-    shard = next(p for p in done.store.glob("invert/*/*/trajectory.safetensors"))
-    stat = shard.stat()
-    data = bytearray(shard.read_bytes())
-    data[-1] ^= 1
-    shard.write_bytes(bytes(data))
-    os.utime(shard, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    rot(next(done.store.glob("invert/*/*/trajectory.safetensors")))
     add_prompt(done, "a marble bust")
     assert "corrupt invert artifact" in done.pnp("run")
     assert len(done.rows()) == 6

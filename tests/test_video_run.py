@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -126,6 +127,19 @@ class TestAClip:
         for name in before:
             (project.output / "videos" / name).unlink()
         assert "set aside" in project.pnp("run")
+        assert videos(project) == before
+
+    def test_a_lost_frame_is_made_again_though_all_trajectories_are_lost_too(self, project: Project) -> None:
+        film(project.folder / "a.mp4", seconds=0.4)
+        write(project)
+        project.pnp("run")
+        before = videos(project)
+        for folder in (project.store / "invert", project.output / "videos"):
+            shutil.rmtree(folder)
+        assert "0 UNet rows" in project.pnp("run")  # the frames are enough
+        shutil.rmtree(sorted(project.store.glob("translate/*/*"))[3])
+        (project.output / "videos" / next(iter(before))).unlink()
+        assert "1 of 1 results are there" in project.pnp("run")
         assert videos(project) == before
 
     @pytest.mark.slow

@@ -39,7 +39,7 @@ def run(context: Context, items: Sequence[Item]) -> None:
     """Publishes the bank of every guidance image that a missing result needs, where banks are kept on disk."""
     if context.banks.mode != "disk":
         return
-    for group in groups(context, [item for item in items if item.find() is not None]):
+    for group in groups(context, items):
         sources = sources_of(group[0])
         if not METHODS[method_of(group[0][0])].uses_layers:
             continue

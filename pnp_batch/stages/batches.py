@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 from pnp_batch.errors import EnvironmentFailure, ModelError
 from pnp_batch.ledger import Ledger, unit_name
 from pnp_batch.store import Artifact
+from pnp_batch.store.artifacts import CorruptArtifact
 
 # Latent cells in one UNet pass per guidance row: 16 results of 64x64 pixels on the built-in model, 4 of 512x512 on a CPU.
 # It depends on nothing but device type and geometry: the cut into batches must be the same in every run.
@@ -82,8 +83,9 @@ def attempt(
 ) -> None:
     """Computes a group of batches; on an error takes it apart until the guilty item stands alone.
 
-    Out of memory halves what is computed at once. Any other error puts every item on its own, and so does a worker's death
-    (seen in the ledger by the next one) where another would be the last: alone, an item that was tried too often is given up.
+    Out of memory halves what is computed at once, and a corrupt artifact fails them all. Any other error puts every item on
+    its own, and so does a worker's death (seen in the ledger by the next one) where another would be the last: alone, an item
+    that was tried too often is given up.
     """
     items = {item.key: item for batch in group for item in batch}
     units = [unit_name(stage, key) for key in items]
@@ -98,6 +100,11 @@ def attempt(
             compute(group)
     except (EnvironmentFailure, ModelError):
         raise  # no item is to blame
+    except (
+        CorruptArtifact
+    ) as error:  # what one of them is made from has to be made again; then all of them, as they are
+        for item in items.values():
+            give_up(item, error)
     except Exception as error:
         parts = list(_parts(group, halve=is_out_of_memory(error)))
         if len(parts) == 1:

@@ -13,20 +13,29 @@ Batch = list[Unit]
 
 
 def groups(context: Context, items: Sequence[Item]) -> list[list[Batch]]:
-    """The batches to run so that every result is there, those of the same guidance images together.
+    """The batches to run now, those of the same guidance images together.
 
     The members of a group go through the timesteps side by side, so that its source features are there once for all.
 
     Args:
         context: Of the worker.
-        items: All items of the package whose trajectory is there.
+        items: All items of the package.
+
+    Returns:
+        Those whose trajectories are all there.
     """
+    found: dict[Any, list[Batch]] = {}
+    for batch in missing(context, items):
+        if all(item.find() for item in sources_of(batch)):
+            found.setdefault((method_of(batch[0]), *sources_of(batch)), []).append(batch)
+    return list(found.values())
+
+
+def missing(context: Context, items: Sequence[Item]) -> list[Batch]:
+    """The batches to run so that every result is there; a lost result brings back all members of its batch."""
     if all(unit.find() for item in items for unit in item.units):
         return []
-    found: dict[Any, list[Batch]] = {}
-    for batch in incomplete(list(planned(context, items)), Unit.find):
-        found.setdefault((method_of(batch[0]), *sources_of(batch)), []).append(batch)
-    return list(found.values())
+    return incomplete(list(planned(context, items)), Unit.find)
 
 
 def planned(context: Context, items: Sequence[Item]) -> Iterator[Batch]:

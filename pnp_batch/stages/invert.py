@@ -17,6 +17,7 @@ from pnp_batch import interrupts
 from pnp_batch.clips import SEGMENT
 from pnp_batch.errors import NonFiniteError
 from pnp_batch.plan import INVERSION_SETTINGS, Job
+from pnp_batch.stages import groups, windows
 from pnp_batch.stages.batches import Group, attempt, incomplete
 from pnp_batch.stages.work import Context, Item, described
 
@@ -28,7 +29,7 @@ STAGE = "invert"
 
 def run(context: Context, items: Sequence[Item]) -> None:
     """Publishes the trajectory of every item that still needs one."""
-    needing = {item.key for item in items if _is_needed(item)}
+    needing = _needed(context, items)
     if not needing:
         return
     context.load(context.dtype)  # before any unit is in hand: what dies here is nobody's fault
@@ -41,11 +42,20 @@ def _give_up(item: Item, error: BaseException) -> None:
     item.fail(STAGE, error)
 
 
-def _is_needed(item: Item) -> bool:
-    """A trajectory is needed while a result of it is missing, and when what lay there turned out to be corrupt."""
-    if item.find() is not None:
-        return False
-    return any(unit.find() is None for unit in item.units) or item.context.store.was_corrupt(STAGE, item.key)
+def _needed(context: Context, items: Sequence[Item]) -> set[str]:
+    """Keys of the trajectories to make: those that results are computed from now, and those that turned out to be corrupt.
+
+    A lost result is computed with its whole batch, a lost frame with its whole window, so that more than its own
+    trajectory is needed.
+    """
+    lost = [item for item in items if item.find() is None]
+    if not lost:
+        return set()
+    if items[0].job.is_joint:
+        used = {item.key for item in items} if windows.missing(items) else set()
+    else:
+        used = {unit.item.key for batch in groups.missing(context, items) for unit in batch}
+    return {item.key for item in lost if item.key in used or context.store.was_corrupt(STAGE, item.key)}
 
 
 def planned(context: Context, items: Sequence[Item]) -> list[list[Item]]:

@@ -38,7 +38,7 @@ FIGURES = (
 
 def run(context: Context, items: Sequence[Item]) -> None:
     """Publishes every result that is missing and whose trajectory is there."""
-    ready = groups(context, [item for item in items if item.find() is not None])
+    ready = groups(context, items)
     if ready:
         context.load(context.dtype)  # before any unit is in hand: what dies here is nobody's fault
     for group in ready:

@@ -39,11 +39,15 @@ def run(context: Context, items: Sequence[Item]) -> None:
     window = items[0].job.window
     if window is None or len(items) < window.count or any(item.find() is None for item in items):
         return
-    takes = [Take(units) for units in zip(*(item.units for item in items), strict=True)]
-    missing = [take for take in takes if any(unit.find() is None for unit in take.units)]
-    if missing:
+    if takes := missing(items):
         context.load(context.dtype)  # before any unit is in hand: what dies here is nobody's fault
-        attempt([[take] for take in missing], partial(_compute, context), Take.fail, context.ledger, STAGE)
+        attempt([[take] for take in takes], partial(_compute, context), Take.fail, context.ledger, STAGE)
+
+
+def missing(items: Sequence[Item]) -> list[Take]:
+    """The takes of a window that lack a frame."""
+    takes = [Take(units) for units in zip(*(item.units for item in items), strict=True)]
+    return [take for take in takes if any(unit.find() is None for unit in take.units)]
 
 
 def _compute(context: Context, group: Group[Take]) -> None:

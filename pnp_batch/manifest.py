@@ -246,8 +246,9 @@ class _Value(BaseModel):
         return _renamed(data, cls.aliases)
 
     def given(self) -> dict[str, Any]:
-        """The fields that were written, without the defaults."""
-        return {name: getattr(self, name) for name in self.model_fields_set}
+        """The fields that were written, without the defaults; in a fixed order, for files that are written from them."""
+        written = self.model_fields_set  # a set, whose order changes from process to process
+        return {name: getattr(self, name) for name in type(self).model_fields if name in written}
 
 
 class Settings(_Value):
@@ -750,7 +751,8 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
     """
     settings = _from_keywords(Settings, values)
     given, plain = settings.given(), Settings()
-    foreign = [name for name in given.keys() - settings.meaningful() if given[name] != getattr(plain, name)]
+    meaningful = settings.meaningful()
+    foreign = [name for name in given if name not in meaningful and given[name] != getattr(plain, name)]
     if foreign:
         raise ManifestError([Problem("settings", None, name, means_nothing(name, settings.method)) for name in foreign])
     return settings

@@ -53,6 +53,13 @@ def problems(read):
     return find
 
 
+def test_what_was_written_comes_in_a_fixed_order(read):
+    """A set of names has another order in every process, and files are written from them."""
+    names = ["height", "width", "num_inference_steps", "guidance_scale", "pnp_f_t", "pnp_attn_t", "seed"]
+    written = dict.fromkeys(reversed(names), 8) | {"pnp_f_t": 0.5, "pnp_attn_t": 0.5}
+    assert list(read(HEAD + INPUTS + yaml.safe_dump({"defaults": written}, sort_keys=False)).defaults.given()) == names
+
+
 def test_the_example_of_the_design_is_understood(read):
     manifest = read("""\
 version: 1

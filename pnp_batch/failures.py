@@ -38,8 +38,8 @@ class FailureList:
         failed = []
         for outcome in outcomes:
             source, translation = units[outcome.id]
-            if outcome.error is None and source.video is not None and not outcome.done:
-                continue  # a video is not done before its last window, and may have failed in another one
+            if outcome.error is None and not outcome.done:
+                continue  # a later stage is to come, or a later window of a video, and it may have failed there before
             self.rows.pop(outcome.id, None)
             if outcome.error is not None:
                 if outcome.id in self._fresh:

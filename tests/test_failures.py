@@ -1,0 +1,24 @@
+"""What failed stays listed until it is done, is called what it was called, and can be tried again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from running import Project
+
+TOO_MUCH = {"prompt": "a doll", "guidance_scale": 1e38}  # no number of any precision holds what comes of it
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+def test_a_stage_that_goes_well_leaves_the_failures_of_later_ones_listed(project: Project) -> None:
+    project.write([{"image": project.picture("a.png"), "prompts": [TOO_MUCH]}])
+    project.pnp("run", code=1)
+    failures = project.failures()
+    project.pnp("run", "--only", "invert")
+    assert project.failures() == failures and len(failures) == 1
+    assert "0 of 1 results are there" in project.pnp("run", "--retry-failed", code=1)

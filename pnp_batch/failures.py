@@ -15,7 +15,7 @@ from pnp_batch.errors import disk_errors_named
 from pnp_batch.inputs import Source, Translation
 from pnp_batch.manifest import METHODS_OF, Manifest, QualitySpec, Settings
 from pnp_batch.plan import Package, unit_id
-from pnp_batch.stages.outputs import append_line
+from pnp_batch.stages.outputs import append_line, line_of
 from pnp_batch.stages.work import Outcome
 from pnp_batch.store.files import write_atomic
 
@@ -65,7 +65,7 @@ class FailureList:
             (self.root / "failed.yaml").unlink(missing_ok=True)
             return
         with disk_errors_named(str(self.path)):
-            write_atomic(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows.values()))
+            write_atomic(self.path, b"".join(map(line_of, self.rows.values())))
             write_atomic(self.root / "failed.yaml", self._as_manifest())
 
     def _row(self, source: Source, translation: Translation, outcome: Outcome) -> Row:
@@ -121,9 +121,11 @@ def _read(path: Path) -> list[Row]:
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").split("\n"):  # not splitlines: a prompt may hold U+2028
-        with suppress(ValueError):  # a line that a kill tore; its item fails anew or is done by now
-            rows.append(json.loads(line))
+    for line in path.read_bytes().split(b"\n"):
+        with suppress(
+            ValueError
+        ):  # a line that a kill tore, maybe within a letter; its item fails anew or is done by now
+            rows.append(json.loads(line.decode()))
     return rows
 
 

@@ -22,3 +22,17 @@ def test_a_stage_that_goes_well_leaves_the_failures_of_later_ones_listed(project
     project.pnp("run", "--only", "invert")
     assert project.failures() == failures and len(failures) == 1
     assert "0 of 1 results are there" in project.pnp("run", "--retry-failed", code=1)
+
+
+def test_lists_that_were_torn_within_a_letter_do_no_harm(project: Project) -> None:
+    (project.folder / "ü.png").write_text("nonsense")
+    project.write([{"image": name, "prompts": ["ein Pferd"]} for name in ("ü.png", project.picture("ä.png"))])
+    project.pnp("run", code=1)
+    whole = project.failures(), project.rows()
+    for name, letter in (("failures.jsonl", "ü"), ("metadata.jsonl", "ä")):
+        path = project.output / name
+        path.write_bytes(path.read_bytes().split(letter.encode())[0] + letter.encode()[:1])
+    project.pnp("status")
+    project.pnp("report")
+    project.pnp("run", code=1)
+    assert (project.failures(), project.rows()) == whole

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -79,26 +79,25 @@ class FailureList:
             "error": outcome.error,
             "traceback": place.as_posix(),
             "id": outcome.id,
-            "input": _as_input(source, translation, self.manifest.defaults, self.root),
+            "input": _as_input(source, translation, self.manifest.defaults),
         }
 
     def _as_manifest(self) -> str:
+        """Paths stay as the manifest has them, since a picture is called by its path: its rows are to stay one row."""
         manifest, run = self.manifest, self.manifest.run.model_dump(mode="json", exclude_unset=True)
-        run["store"] = os.path.relpath(manifest.store, self.root)
+        model = {name: getattr(manifest, name) for name in ("model", "revision", "variant", "config")}
         content = {
             "version": 1,
-            **{key: getattr(manifest, key) for key in ("revision", "variant") if getattr(manifest, key)},
-            "model": _moved(manifest.model, manifest.base, self.root),
-            "output_dir": ".",
+            "base_dir": os.path.relpath(manifest.base, self.root),
+            **{name: value for name, value in model.items() if value is not None},
+            "output_dir": manifest.output_dir,
             "defaults": _plain(self._defaults_in_use()),
             "inputs": _merged([row["input"] for row in self.rows.values()]),
-            "run": run,
+            **({"run": run} if run else {}),
         }
         if manifest.quality:
-            content["evaluation"] = self._evaluation()
+            content["evaluation"] = _plain(manifest.evaluation.given())
             content["quality"] = _given(manifest.quality)
-        if manifest.config:
-            content["config"] = _moved(manifest.config, manifest.base, self.root)
         return yaml.safe_dump(content, sort_keys=False)
 
     def _defaults_in_use(self) -> dict[str, Any]:
@@ -107,13 +106,6 @@ class FailureList:
         methods = {prompt.get("method", own) for row in self.rows.values() for prompt in row["input"]["prompts"]}
         given = self.manifest.defaults.given()
         return {name: value for name, value in given.items() if methods & {*METHODS_OF.get(name, methods)}}
-
-    def _evaluation(self) -> dict[str, Any]:
-        """What the quality gate measures with, with paths as seen from the output folder."""
-        given = _plain(self.manifest.evaluation.given())
-        paths = ("dino", "clip", "lpips", "masks")
-        moved = {k: _moved(v, self.manifest.base, self.root) for k, v in given.items() if k in paths and v is not None}
-        return given | moved
 
 
 def _read(path: Path) -> list[Row]:
@@ -129,8 +121,8 @@ def _read(path: Path) -> list[Row]:
     return rows
 
 
-def _as_input(source: Source, translation: Translation, defaults: Settings, root: Path) -> dict[str, Any]:
-    """A manifest input for one failed result, with paths relative to the output folder and the same output names."""
+def _as_input(source: Source, translation: Translation, defaults: Settings) -> dict[str, Any]:
+    """A manifest input for one failed result, with its name in the manifest and the same output names."""
     changed = {
         k: getattr(translation.settings, k)
         for k in translation.settings.meaningful()
@@ -141,10 +133,10 @@ def _as_input(source: Source, translation: Translation, defaults: Settings, root
         return {"generate": source.generate.given(), "prompts": prompts}
     assert source.path is not None
     if source.video is not None:
-        return {"video": os.path.relpath(source.path, root), **source.video.given(), "prompts": prompts}
+        return {"video": source.name, **source.video.given(), "prompts": prompts}
     tree = source.stem.with_name(source.path.name)
-    anchor = source.path.parents[len(tree.parts) - 1]
-    return {"images": [tree.as_posix()], "root": os.path.relpath(anchor, root), "prompts": prompts}
+    root = PurePosixPath(source.name).parents[len(tree.parts) - 1]
+    return {"images": [str(tree)], "root": str(root), "prompts": prompts}
 
 
 def _differs(key: str, settings: Settings, defaults: Settings) -> bool:
@@ -167,8 +159,3 @@ def _given(quality: QualitySpec) -> dict[str, Any]:
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """Tuples as lists: YAML's safe dumper knows no tuples."""
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-
-
-def _moved(path: str, base: Path, root: Path) -> str:
-    """A path of the manifest as seen from the output folder; a hub id or a built-in name stays."""
-    return os.path.relpath(base / path, root) if (base / path).exists() else path

@@ -631,7 +631,7 @@ def column_of(threshold: str) -> str:
 
 
 class Manifest(_Value):
-    """A whole manifest. Relative paths are relative to the folder of its file (`base`)."""
+    """A whole manifest. Relative paths are relative to the folder of its file, or to `base_dir` as seen from there (`base`)."""
 
     aliases = TOP_ALIASES
 
@@ -640,6 +640,7 @@ class Manifest(_Value):
     revision: Name | None = None
     variant: Name | None = None
     config: Name | None = None
+    base_dir: Name | None = None
     output_dir: Name
     defaults: Annotated[Settings, BeforeValidator(_empty_for_nothing)] = Settings()
     inputs: tuple[InputSpec, ...]
@@ -664,7 +665,8 @@ class Manifest(_Value):
     @property
     def base(self) -> Path:
         """The folder relative paths are relative to."""
-        return self._path.absolute().parent
+        folder = self._path.absolute().parent
+        return folder if self.base_dir is None else _joined(folder, self.base_dir)
 
     @property
     def output(self) -> Path:
@@ -680,8 +682,7 @@ class Manifest(_Value):
 
     def located(self, written: str) -> Path:
         """The absolute path of what the manifest calls `written`; `~` is the user's home."""
-        path = os.path.expanduser(written)  # noqa: PTH111 - pathlib raises where a home is not known
-        return Path(os.path.normpath(self.base / path))
+        return _joined(self.base, written)
 
     def to_json(self) -> str:
         """Everything but the inputs, which a worker gets package by package."""
@@ -722,6 +723,11 @@ class Manifest(_Value):
         places: list[Loc] = [(*own, setting), (*own[:2], setting), ("defaults", setting)]
         written = (loc for loc in places if _node_at(self._root, loc)[1] == len(loc))
         return self.problem(next(written, place), message)
+
+
+def _joined(folder: Path, written: str) -> Path:
+    path = os.path.expanduser(written)  # noqa: PTH111 - pathlib raises where a home is not known
+    return Path(os.path.normpath(folder / path))
 
 
 def load_manifest(path: Path | str) -> Manifest:

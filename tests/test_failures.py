@@ -5,14 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from running import Project
+from running import TINY_SD, Project
+from typer.testing import CliRunner
+
+from pnp_batch.cli import app
 
 TOO_MUCH = {"prompt": "a doll", "guidance_scale": 1e38}  # no number of any precision holds what comes of it
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    return Project(tmp_path)
+    (tmp_path / "project").mkdir()
+    return Project(tmp_path / "project")
+
+
+def run_failed(project: Project, code: int = 0) -> None:
+    outcome = CliRunner().invoke(app, ["run", str(project.output / "failed.yaml")])
+    assert outcome.exit_code == code, outcome.output
 
 
 def test_a_stage_that_goes_well_leaves_the_failures_of_later_ones_listed(project: Project) -> None:
@@ -36,3 +45,24 @@ def test_lists_that_were_torn_within_a_letter_do_no_harm(project: Project) -> No
     project.pnp("report")
     project.pnp("run", code=1)
     assert (project.failures(), project.rows()) == whole
+
+
+def test_in_failed_yaml_a_picture_is_called_as_in_the_manifest(project: Project) -> None:
+    (project.folder / "model").symlink_to(TINY_SD)
+    names = [project.picture("photos/good.png"), "photos/sub/b.png", "other/c.png", str(project.folder / "d.png")]
+    inputs = [{"images": "photos"}, {"image": names[2]}, {"images": names[3:]}]
+    for name in names[1:]:
+        project.picture(name, seed=1)  # the same pixels: three rows nevertheless
+        (project.folder / name).write_text("nonsense")
+    project.write([each | {"prompts": ["a doll"]} for each in inputs], model="model", run={"store": "kept"})
+    project.pnp("run", code=1)
+    failed = (project.output / "failed.yaml").read_bytes()
+    run_failed(project, code=1)
+    assert [row["source"] for row in project.failures()] == names[1:]
+    assert (project.output / "failed.yaml").read_bytes() == failed
+    for name in names[1:]:
+        project.picture(name, seed=1)
+    run_failed(project)
+    project.pnp("run")
+    assert sorted(row["source"] for row in project.rows()) == sorted(names)
+    assert not project.failures() and not project.store.exists()

@@ -66,3 +66,29 @@ def test_in_failed_yaml_a_picture_is_called_as_in_the_manifest(project: Project)
     project.pnp("run")
     assert sorted(row["source"] for row in project.rows()) == sorted(names)
     assert not project.failures() and not project.store.exists()
+
+
+def test_a_project_that_was_moved_knows_its_failures(project: Project) -> None:
+    (project.folder / "a.png").write_text("nonsense")
+    project.write([{"image": "a.png", "prompts": ["a doll"]}])
+    project.pnp("run", code=1)
+    moved = Project(project.folder.rename(project.folder.with_name("moved")))
+    moved.picture("a.png")
+    said = moved.pnp("run", "--retry-failed")
+    assert "1 of 1 results are there" in said and "left alone" not in said
+    assert not moved.failures()
+
+
+def test_listed_failures_that_the_manifest_no_longer_names_are_not_passed_over_in_silence(project: Project) -> None:
+    (project.folder / "a.png").write_text("nonsense")
+    project.write([{"image": "a.png", "prompts": ["a doll", "a toy"]}])
+    project.pnp("run", code=1)
+    project.write([{"image": "a.png", "prompts": ["a doll", "a cat"]}])
+    assert "1 of 2 listed failures are no results of this manifest" in project.pnp("run", "--retry-failed", code=1)
+    assert len(project.failures()) == 2
+
+
+def test_one_file_under_two_names_is_one_result(project: Project) -> None:
+    names = [project.picture("a.png"), str(project.folder / "a.png")]
+    project.write([{"image": name, "prompts": ["a doll"]} for name in names])
+    assert "already translated to 'a doll'" in project.pnp("validate", code=2)

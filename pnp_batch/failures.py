@@ -133,10 +133,10 @@ def _as_input(source: Source, translation: Translation, defaults: Settings) -> d
         return {"generate": source.generate.given(), "prompts": prompts}
     assert source.path is not None
     if source.video is not None:
-        return {"video": source.name, **source.video.given(), "prompts": prompts}
+        return {"video": source.name, **source.video.given(), "missing": "fail", "prompts": prompts}
     tree = source.stem.with_name(source.path.name)
     root = PurePosixPath(source.name).parents[len(tree.parts) - 1]
-    return {"images": [str(tree)], "root": str(root), "prompts": prompts}
+    return {"images": [str(tree)], "root": str(root), "missing": "fail", "prompts": prompts}
 
 
 def _differs(key: str, settings: Settings, defaults: Settings) -> bool:

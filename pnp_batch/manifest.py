@@ -388,7 +388,8 @@ class InputSpec(Settings, VideoSpec):
     """One entry of `inputs`: exactly one of `image`, `images`, `video` or `generate`, and its prompts.
 
     `prompts` is a list, or the path of a .txt, .csv or .jsonl file, or left out where such a file is beside the input.
-    `root` anchors an explicit list of `images`: the tree below it is mirrored in the output.
+    `root` anchors an explicit list of `images`: the tree below it is mirrored in the output. With `missing: fail` files that are
+    named and cannot be read are failed results like any other, as those met in a folder are; else the manifest is refused.
     """
 
     aliases = INPUT_ALIASES
@@ -396,6 +397,7 @@ class InputSpec(Settings, VideoSpec):
     image: Name | None = None
     images: Annotated[str | tuple[str, ...] | None, PlainValidator(_names)] = None
     root: Name | None = None
+    missing: Literal["refuse", "fail"] = "refuse"
     video: Name | None = None
     generate: GenerateSpec | None = None
     prompts: tuple[PromptSpec, ...] | None = None
@@ -433,6 +435,8 @@ class InputSpec(Settings, VideoSpec):
             raise PydanticCustomError("no_prompts", "a generated input needs prompts")
         if self.root is not None and not isinstance(self.images, tuple):
             raise PydanticCustomError("root", "root goes with a list of images")
+        if "missing" in self.model_fields_set and (self.generate or isinstance(self.images, str)):
+            raise PydanticCustomError("not_named", "missing goes with files that are named one by one")
         if self.video is None and (strays := VideoSpec.model_fields.keys() & self.model_fields_set):
             raise PydanticCustomError("no_video", "{key} goes with `video:`", {"key": ", ".join(sorted(strays))})
         if self.stop is not None and self.stop <= self.start:

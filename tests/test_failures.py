@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,19 @@ def test_one_file_under_two_names_is_one_result(project: Project) -> None:
     names = [project.picture("a.png"), str(project.folder / "a.png")]
     project.write([{"image": name, "prompts": ["a doll"]} for name in names])
     assert "already translated to 'a doll'" in project.pnp("validate", code=2)
+
+
+def test_a_file_that_is_gone_does_not_keep_failed_yaml_from_the_others(project: Project) -> None:
+    project.picture("photos/good.png")
+    (project.folder / "photos/broken.png").write_text("nonsense")
+    (project.folder / "photos/dangling.png").symlink_to("nowhere")
+    os.mkfifo(project.folder / "photos/pipe.png")
+    project.write([{"images": "photos", "prompts": ["a doll"]}])
+    project.pnp("run", code=1)
+    failed = [row["source"] for row in project.failures()]
+    assert failed == [f"photos/{name}.png" for name in ("broken", "dangling", "pipe")]
+    (project.folder / "photos/pipe.png").unlink()
+    project.picture("photos/broken.png", seed=1)
+    run_failed(project, code=1)
+    assert [row["source"] for row in project.failures()] == failed[1:]
+    assert {row["source"] for row in project.rows()} == {"photos/good.png", "photos/broken.png"}

@@ -186,6 +186,7 @@ def test_paths_are_relative_to_the_manifest_and_the_home_is_known(read, tmp_path
         (HEAD + "inputs:\n- images: []\n", "4: inputs.0.images: .*empty"),
         (HEAD + "inputs:\n- images: [1]\n", "4: inputs.0.images: .*list of files"),
         (HEAD + "inputs:\n- images: a\n  root: b\n  prompts: [x]\n", "4: inputs.0: root goes with a list"),
+        (HEAD + "inputs:\n- images: a\n  missing: fail\n  prompts: [x]\n", "4: inputs.0: missing goes with files"),
         (HEAD + "inputs:\n- {image: a, prompts: a.csv, prompts_file: b.csv}\n", "4: .*same setting"),
         (HEAD + "inputs:\n- {image: a, prompts_file: b.yaml}\n", "4: .*ends in .txt, .csv or .jsonl"),
         (HEAD + "inputs:\n- generate: {prompt: x}\n", "4: inputs.0: a generated input needs prompts"),

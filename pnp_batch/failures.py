@@ -71,7 +71,7 @@ class FailureList:
     def _row(self, source: Source, translation: Translation, outcome: Outcome) -> Row:
         place = Path("tracebacks") / f"{outcome.id[:16]}.txt"
         with disk_errors_named(str(self.root / place)):
-            write_atomic(self.root / place, outcome.traceback)
+            write_atomic(self.root / place, outcome.traceback.encode(errors="backslashreplace"))
         return {
             "source": source.name,
             "prompt": translation.prompt,

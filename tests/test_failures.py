@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
-from running import TINY_SD, Project
+from running import TINY_SD, Project, program
 from typer.testing import CliRunner
 
 from pnp_batch.cli import app
@@ -109,3 +110,17 @@ def test_a_file_that_is_gone_does_not_keep_failed_yaml_from_the_others(project: 
     run_failed(project, code=1)
     assert [row["source"] for row in project.failures()] == failed[1:]
     assert {row["source"] for row in project.rows()} == {"photos/good.png", "photos/broken.png"}
+
+
+def test_failures_in_a_folder_whose_name_is_no_text_are_listed_like_any_other(project: Project) -> None:
+    odd = Project(project.folder / os.fsdecode(b"\xff"))
+    odd.folder.mkdir()
+    (odd.folder / "a.png").write_text("nonsense")
+    odd.write([{"image": "a.png", "prompts": ["a doll"]}])
+    for _ in range(2):  # the second one reads what the first one wrote
+        ended = subprocess.run(
+            program("run", str(odd.manifest)), env={**os.environ, "LC_ALL": "C"}, capture_output=True
+        )
+        assert ended.returncode == 1, ended.stderr
+    (failure,) = odd.failures()
+    assert failure["source"] == "a.png" and (odd.output / failure["traceback"]).read_text()

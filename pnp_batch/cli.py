@@ -700,7 +700,11 @@ def _plan(manifest: Manifest, limit: int | None = None, retry_failed: bool = Fal
     checkpoint = _checkpoint(manifest)
     _check(manifest, checkpoint, quiet)
     only = frozenset(FailureList(manifest).rows) if retry_failed else None
-    return Plan(manifest, checkpoint, limit, only)
+    plan = Plan(manifest, checkpoint, limit, only)
+    if only and (strangers := plan.strangers()):
+        what = f"{strangers} of {len(only)} listed failures are no results of this manifest as it is now and are left alone"
+        _say(f"warning: {what}; a run without --retry-failed makes all that is missing")
+    return plan
 
 
 def _check(manifest: Manifest, checkpoint: Checkpoint, quiet: bool = False) -> Checked:

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -15,7 +15,7 @@ from pnp_batch.errors import disk_errors_named
 from pnp_batch.inputs import Source, Translation
 from pnp_batch.manifest import METHODS_OF, Manifest, QualitySpec, Settings
 from pnp_batch.plan import Package, unit_id
-from pnp_batch.stages.outputs import append_line
+from pnp_batch.stages.outputs import append_line, line_of
 from pnp_batch.stages.work import Outcome
 from pnp_batch.store.files import write_atomic
 
@@ -38,8 +38,8 @@ class FailureList:
         failed = []
         for outcome in outcomes:
             source, translation = units[outcome.id]
-            if outcome.error is None and source.video is not None and not outcome.done:
-                continue  # a video is not done before its last window, and may have failed in another one
+            if outcome.error is None and not outcome.done:
+                continue  # a later stage is to come, or a later window of a video, and it may have failed there before
             self.rows.pop(outcome.id, None)
             if outcome.error is not None:
                 if outcome.id in self._fresh:
@@ -65,13 +65,13 @@ class FailureList:
             (self.root / "failed.yaml").unlink(missing_ok=True)
             return
         with disk_errors_named(str(self.path)):
-            write_atomic(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows.values()))
+            write_atomic(self.path, b"".join(map(line_of, self.rows.values())))
             write_atomic(self.root / "failed.yaml", self._as_manifest())
 
     def _row(self, source: Source, translation: Translation, outcome: Outcome) -> Row:
         place = Path("tracebacks") / f"{outcome.id[:16]}.txt"
         with disk_errors_named(str(self.root / place)):
-            write_atomic(self.root / place, outcome.traceback)
+            write_atomic(self.root / place, outcome.traceback.encode(errors="backslashreplace"))
         return {
             "source": source.name,
             "prompt": translation.prompt,
@@ -79,26 +79,25 @@ class FailureList:
             "error": outcome.error,
             "traceback": place.as_posix(),
             "id": outcome.id,
-            "input": _as_input(source, translation, self.manifest.defaults, self.root),
+            "input": _as_input(source, translation, self.manifest.defaults),
         }
 
     def _as_manifest(self) -> str:
+        """Paths stay as the manifest has them, since a picture is called by its path: its rows are to stay one row."""
         manifest, run = self.manifest, self.manifest.run.model_dump(mode="json", exclude_unset=True)
-        run["store"] = os.path.relpath(manifest.store, self.root)
+        model = {name: getattr(manifest, name) for name in ("model", "revision", "variant", "config")}
         content = {
             "version": 1,
-            **{key: getattr(manifest, key) for key in ("revision", "variant") if getattr(manifest, key)},
-            "model": _moved(manifest.model, manifest.base, self.root),
-            "output_dir": ".",
+            "base_dir": os.path.relpath(manifest.base, self.root),
+            **{name: value for name, value in model.items() if value is not None},
+            "output_dir": manifest.output_dir,
             "defaults": _plain(self._defaults_in_use()),
             "inputs": _merged([row["input"] for row in self.rows.values()]),
-            "run": run,
+            **({"run": run} if run else {}),
         }
         if manifest.quality:
-            content["evaluation"] = self._evaluation()
+            content["evaluation"] = _plain(manifest.evaluation.given())
             content["quality"] = _given(manifest.quality)
-        if manifest.config:
-            content["config"] = _moved(manifest.config, manifest.base, self.root)
         return yaml.safe_dump(content, sort_keys=False)
 
     def _defaults_in_use(self) -> dict[str, Any]:
@@ -108,27 +107,22 @@ class FailureList:
         given = self.manifest.defaults.given()
         return {name: value for name, value in given.items() if methods & {*METHODS_OF.get(name, methods)}}
 
-    def _evaluation(self) -> dict[str, Any]:
-        """What the quality gate measures with, with paths as seen from the output folder."""
-        given = _plain(self.manifest.evaluation.given())
-        paths = ("dino", "clip", "lpips", "masks")
-        moved = {k: _moved(v, self.manifest.base, self.root) for k, v in given.items() if k in paths and v is not None}
-        return given | moved
-
 
 def _read(path: Path) -> list[Row]:
     """All whole rows; the last row of an item wins."""
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").split("\n"):  # not splitlines: a prompt may hold U+2028
-        with suppress(ValueError):  # a line that a kill tore; its item fails anew or is done by now
-            rows.append(json.loads(line))
+    for line in path.read_bytes().split(b"\n"):
+        with suppress(
+            ValueError
+        ):  # a line that a kill tore, maybe within a letter; its item fails anew or is done by now
+            rows.append(json.loads(line.decode()))
     return rows
 
 
-def _as_input(source: Source, translation: Translation, defaults: Settings, root: Path) -> dict[str, Any]:
-    """A manifest input for one failed result, with paths relative to the output folder and the same output names."""
+def _as_input(source: Source, translation: Translation, defaults: Settings) -> dict[str, Any]:
+    """A manifest input for one failed result, with its name in the manifest and the same output names."""
     changed = {
         k: getattr(translation.settings, k)
         for k in translation.settings.meaningful()
@@ -139,10 +133,10 @@ def _as_input(source: Source, translation: Translation, defaults: Settings, root
         return {"generate": source.generate.given(), "prompts": prompts}
     assert source.path is not None
     if source.video is not None:
-        return {"video": os.path.relpath(source.path, root), **source.video.given(), "prompts": prompts}
+        return {"video": source.name, **source.video.given(), "missing": "fail", "prompts": prompts}
     tree = source.stem.with_name(source.path.name)
-    anchor = source.path.parents[len(tree.parts) - 1]
-    return {"images": [tree.as_posix()], "root": os.path.relpath(anchor, root), "prompts": prompts}
+    root = PurePosixPath(source.name).parents[len(tree.parts) - 1]
+    return {"images": [str(tree)], "root": str(root), "missing": "fail", "prompts": prompts}
 
 
 def _differs(key: str, settings: Settings, defaults: Settings) -> bool:
@@ -165,8 +159,3 @@ def _given(quality: QualitySpec) -> dict[str, Any]:
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """Tuples as lists: YAML's safe dumper knows no tuples."""
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-
-
-def _moved(path: str, base: Path, root: Path) -> str:
-    """A path of the manifest as seen from the output folder; a hub id or a built-in name stays."""
-    return os.path.relpath(base / path, root) if (base / path).exists() else path

@@ -125,7 +125,7 @@ class Expansion:
             stem = PurePosixPath(f"{slug(spec.generate.prompt)}-seed{spec.generate.seed}")
             yield Source(name, stem, None, spec.generate, loc)
         elif spec.image is not None:
-            path = self._existing(spec.image, (*loc, "image"))
+            path = self._named(spec, spec.image, (*loc, "image"))
             yield _file_source(Path(spec.image).as_posix(), path, path.name, (*loc, "image"))
         elif spec.video is not None:
             yield self._video(spec, spec.video, (*loc, "video"))
@@ -137,12 +137,16 @@ class Expansion:
     def _video(self, spec: InputSpec, written: str, loc: Loc) -> Source:
         path = self.manifest.located(written)
         if not _is_folder(path):
-            path = self._existing(written, loc)
+            path = self._named(spec, written, loc)
             if "fps" in spec.model_fields_set:
                 raise self._error(loc, f"fps is for a folder of numbered pictures; {written} knows its own")
             if _is_picture(written) and not written.lower().endswith(VIDEO_SUFFIXES):
                 raise self._error(loc, f"{written} is a picture; write `image: {written}`")
         return replace(_file_source(Path(written).as_posix(), path, path.name, loc), video=spec.of_video)
+
+    def _named(self, spec: InputSpec, written: str, loc: Loc) -> Path:
+        """A file that the manifest names."""
+        return self.manifest.located(written) if spec.missing == "fail" else self._existing(written, loc)
 
     def _existing(self, written: str, loc: Loc) -> Path:
         path = self.manifest.located(written)
@@ -164,7 +168,7 @@ class Expansion:
         root = Path(spec.root or ".")
         for index, name in enumerate(names):
             try:
-                path = self._existing(str(root / name), (*loc, index))
+                path = self._named(spec, str(root / name), (*loc, index))
             except ManifestError as error:
                 self.problems.extend(error.problems)
             else:

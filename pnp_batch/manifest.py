@@ -246,8 +246,9 @@ class _Value(BaseModel):
         return _renamed(data, cls.aliases)
 
     def given(self) -> dict[str, Any]:
-        """The fields that were written, without the defaults."""
-        return {name: getattr(self, name) for name in self.model_fields_set}
+        """The fields that were written, without the defaults; in a fixed order, for files that are written from them."""
+        written = self.model_fields_set  # a set, whose order changes from process to process
+        return {name: getattr(self, name) for name in type(self).model_fields if name in written}
 
 
 class Settings(_Value):
@@ -387,7 +388,8 @@ class InputSpec(Settings, VideoSpec):
     """One entry of `inputs`: exactly one of `image`, `images`, `video` or `generate`, and its prompts.
 
     `prompts` is a list, or the path of a .txt, .csv or .jsonl file, or left out where such a file is beside the input.
-    `root` anchors an explicit list of `images`: the tree below it is mirrored in the output.
+    `root` anchors an explicit list of `images`: the tree below it is mirrored in the output. With `missing: fail` files that are
+    named and cannot be read are failed results like any other, as those met in a folder are; else the manifest is refused.
     """
 
     aliases = INPUT_ALIASES
@@ -395,6 +397,7 @@ class InputSpec(Settings, VideoSpec):
     image: Name | None = None
     images: Annotated[str | tuple[str, ...] | None, PlainValidator(_names)] = None
     root: Name | None = None
+    missing: Literal["refuse", "fail"] = "refuse"
     video: Name | None = None
     generate: GenerateSpec | None = None
     prompts: tuple[PromptSpec, ...] | None = None
@@ -432,6 +435,8 @@ class InputSpec(Settings, VideoSpec):
             raise PydanticCustomError("no_prompts", "a generated input needs prompts")
         if self.root is not None and not isinstance(self.images, tuple):
             raise PydanticCustomError("root", "root goes with a list of images")
+        if "missing" in self.model_fields_set and (self.generate or isinstance(self.images, str)):
+            raise PydanticCustomError("not_named", "missing goes with files that are named one by one")
         if self.video is None and (strays := VideoSpec.model_fields.keys() & self.model_fields_set):
             raise PydanticCustomError("no_video", "{key} goes with `video:`", {"key": ", ".join(sorted(strays))})
         if self.stop is not None and self.stop <= self.start:
@@ -630,7 +635,7 @@ def column_of(threshold: str) -> str:
 
 
 class Manifest(_Value):
-    """A whole manifest. Relative paths are relative to the folder of its file (`base`)."""
+    """A whole manifest. Relative paths are relative to the folder of its file, or to `base_dir` as seen from there (`base`)."""
 
     aliases = TOP_ALIASES
 
@@ -639,6 +644,7 @@ class Manifest(_Value):
     revision: Name | None = None
     variant: Name | None = None
     config: Name | None = None
+    base_dir: Name | None = None
     output_dir: Name
     defaults: Annotated[Settings, BeforeValidator(_empty_for_nothing)] = Settings()
     inputs: tuple[InputSpec, ...]
@@ -663,7 +669,8 @@ class Manifest(_Value):
     @property
     def base(self) -> Path:
         """The folder relative paths are relative to."""
-        return self._path.absolute().parent
+        folder = self._path.absolute().parent
+        return folder if self.base_dir is None else _joined(folder, self.base_dir)
 
     @property
     def output(self) -> Path:
@@ -679,8 +686,7 @@ class Manifest(_Value):
 
     def located(self, written: str) -> Path:
         """The absolute path of what the manifest calls `written`; `~` is the user's home."""
-        path = os.path.expanduser(written)  # noqa: PTH111 - pathlib raises where a home is not known
-        return Path(os.path.normpath(self.base / path))
+        return _joined(self.base, written)
 
     def to_json(self) -> str:
         """Everything but the inputs, which a worker gets package by package."""
@@ -723,6 +729,11 @@ class Manifest(_Value):
         return self.problem(next(written, place), message)
 
 
+def _joined(folder: Path, written: str) -> Path:
+    path = os.path.expanduser(written)  # noqa: PTH111 - pathlib raises where a home is not known
+    return Path(os.path.normpath(folder / path))
+
+
 def load_manifest(path: Path | str) -> Manifest:
     """Reads and validates a manifest.
 
@@ -750,7 +761,8 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
     """
     settings = _from_keywords(Settings, values)
     given, plain = settings.given(), Settings()
-    foreign = [name for name in given.keys() - settings.meaningful() if given[name] != getattr(plain, name)]
+    meaningful = settings.meaningful()
+    foreign = [name for name in given if name not in meaningful and given[name] != getattr(plain, name)]
     if foreign:
         raise ManifestError([Problem("settings", None, name, means_nothing(name, settings.method)) for name in foreign])
     return settings

@@ -250,6 +250,13 @@ class Plan:
         if expansion.problems:
             raise ManifestError(expansion.problems)
 
+    def strangers(self) -> int:
+        """How many of the results it is limited to the manifest does not name."""
+        strange = set(self.only or ())
+        for source, translations in Expansion(self.manifest):
+            strange.difference_update(unit_id(source, each) for each in translations)
+        return len(strange)
+
     def packages(self) -> Iterator[Package]:
         """The work, cut into packages."""
         return packages_of(self.jobs())
@@ -342,9 +349,16 @@ def _working_size(source: Source, settings: Settings, checkpoint: Checkpoint) ->
 
 
 def unit_id(source: Source, translation: Translation) -> str:
-    """What a result is called before its pixels are known: source, prompt and settings."""
-    generate = source.generate.model_dump() if source.generate else None
-    place = str(source.path) if source.path else canonical_json(generate)
+    """What a result is called before its pixels are known: source, prompt and settings.
+
+    A picture goes by its name, so that lists of failures hold when the manifest's folder is moved or reached another way.
+    """
+    return _result_digest(source.name, source, translation)
+
+
+def _result_digest(place: str, source: Source, translation: Translation) -> str:
+    if source.generate is not None:
+        place = canonical_json(source.generate.model_dump())
     if source.video is not None:
         place += canonical_json(source.video.model_dump())
     return sha256(f"{place}\n{translation.id}".encode(errors="surrogateescape"))
@@ -528,7 +542,7 @@ class _Checker:
     def check_is_new(self, source: Source, translations: Iterable[Translation]) -> None:
         """Adds a problem for every result that an earlier input names already."""
         for translation in translations:
-            unit = int(unit_id(source, translation)[:16], 16)
+            unit = int(_result_digest(str(source.path), source, translation)[:16], 16)  # one file may have two names
             if unit in self._units:
                 what = f"{source.name} is already translated to '{translation.prompt}' with these very settings"
                 self._add(translation, "prompt", what)

@@ -53,6 +53,13 @@ def problems(read):
     return find
 
 
+def test_what_was_written_comes_in_a_fixed_order(read):
+    """A set of names has another order in every process, and files are written from them."""
+    names = ["height", "width", "num_inference_steps", "guidance_scale", "pnp_f_t", "pnp_attn_t", "seed"]
+    written = dict.fromkeys(reversed(names), 8) | {"pnp_f_t": 0.5, "pnp_attn_t": 0.5}
+    assert list(read(HEAD + INPUTS + yaml.safe_dump({"defaults": written}, sort_keys=False)).defaults.given()) == names
+
+
 def test_the_example_of_the_design_is_understood(read):
     manifest = read("""\
 version: 1
@@ -179,6 +186,7 @@ def test_paths_are_relative_to_the_manifest_and_the_home_is_known(read, tmp_path
         (HEAD + "inputs:\n- images: []\n", "4: inputs.0.images: .*empty"),
         (HEAD + "inputs:\n- images: [1]\n", "4: inputs.0.images: .*list of files"),
         (HEAD + "inputs:\n- images: a\n  root: b\n  prompts: [x]\n", "4: inputs.0: root goes with a list"),
+        (HEAD + "inputs:\n- images: a\n  missing: fail\n  prompts: [x]\n", "4: inputs.0: missing goes with files"),
         (HEAD + "inputs:\n- {image: a, prompts: a.csv, prompts_file: b.csv}\n", "4: .*same setting"),
         (HEAD + "inputs:\n- {image: a, prompts_file: b.yaml}\n", "4: .*ends in .txt, .csv or .jsonl"),
         (HEAD + "inputs:\n- generate: {prompt: x}\n", "4: inputs.0: a generated input needs prompts"),

@@ -139,7 +139,7 @@ class RowFile:
         with disk_errors_named(str(self.path)):
             try:
                 with temporary.open("wb") as file:
-                    file.writelines(_line(row) for number, row in enumerate(self.read()) if number in kept)
+                    file.writelines(line_of(row) for number, row in enumerate(self.read()) if number in kept)
                 temporary.replace(self.path)
             finally:
                 temporary.unlink(missing_ok=True)
@@ -147,12 +147,13 @@ class RowFile:
     def read(self) -> Iterator[dict[str, Any]]:
         """All whole rows."""
         if self.path.exists():
-            with self.path.open(encoding="utf-8") as lines:
+            with self.path.open("rb") as lines:
                 for line in lines:
                     try:
-                        yield json.loads(line)
+                        yield json.loads(line.decode())  # one by one: a kill may tear the last one within a letter
                     except ValueError:
-                        log.warning("%s: a line that is not JSON is passed over: %s...", self.path, line[:60])
+                        shown = line[:60].decode(errors="replace")
+                        log.warning("%s: a line that is not JSON is passed over: %s...", self.path, shown)
 
     def _repair(self) -> None:
         if not self.path.exists():
@@ -179,8 +180,8 @@ def _verdict(row: Mapping[str, Any]) -> int:
     return hash(json.dumps([row.get(name) for name in VERDICT], sort_keys=True))
 
 
-def _line(row: Mapping[str, Any]) -> bytes:
-    """A name that is not UTF-8 stays valid JSON."""
+def line_of(row: Mapping[str, Any]) -> bytes:
+    """A row as a JSON line; a name that is not UTF-8 stays valid JSON."""
     return (json.dumps(row, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
@@ -193,4 +194,4 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
     with disk_errors_named(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab", buffering=0) as file:
-            file.write(_line(row))
+            file.write(line_of(row))

@@ -455,3 +455,17 @@ def test_status_of_a_large_plan_is_what_its_run_counted(project: Project) -> Non
     project.pnp("status", code=2)
     (project.folder / "away").rename(source)
     assert "stage" in project.pnp("status")
+
+
+def test_a_run_in_the_folder_of_its_pictures_takes_nothing_of_its_own_for_an_input(project: Project) -> None:
+    project.picture("a.png")
+    (project.folder / "a.txt").write_text("a cat")
+    (project.folder / "frames").mkdir()
+    project.picture("frames/0.png", 1)
+    clip = {"video": "frames", "container": "frames", "prompts": ["a dog"]}
+    project.write([{"images": "."}, clip | {"container": "gif"}, clip], output_dir=".")
+    (project.folder / "frames/0.txt").write_text("a horse")
+    first = project.pnp("run")
+    project.pnp("inspect trajectory", "--input", "a.png", "--timesteps", "1")
+    assert "4 of 4 results" in first
+    assert "4 of 4 results are there (0 computed now" in project.pnp("run")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import logging
 import shlex
 import shutil
 import sys
@@ -440,7 +441,7 @@ def store_ls(manifest: ManifestPath) -> int:
     size: Counter[str] = Counter()
     for stage, path in store.all():
         count[stage] += 1
-        size[stage] += sum(file.stat().st_size for file in path.iterdir())
+        size[stage] += size_of(path)
     print(store.root)
     for stage in sorted(count):
         print(f"{stage:<10} {count[stage]:>9} artifacts {size[stage] / 1e6:>10.1f} MB")
@@ -452,9 +453,13 @@ def store_ls(manifest: ManifestPath) -> int:
 def store_verify(manifest: ManifestPath) -> int:
     """Read every byte; what is corrupt is set aside and will be made again by the next run."""
     store = _store(manifest)
-    total = sum(store.check(stage, path) for stage, path in store.all())
-    for message in store.corrupt.values():
-        _say(message)
+    logging.getLogger("pnp_batch").addHandler(logging.NullHandler())  # which would say the same once more
+    total = 0
+    for stage, path in store.all():
+        if store.check(stage, path):
+            total += 1
+        else:
+            _say(store.corrupt[stage, path.name])
     print(f"{total} artifacts are intact, {len(store.corrupt)} were corrupt")
     return SOME_FAILED if store.corrupt else OK
 
@@ -465,6 +470,8 @@ def store_gc(
     manifests: Annotated[list[Path], typer.Argument(metavar="MANIFEST...", help="All manifests that use the store.")],
     unused: Annotated[
         bool, typer.Option("--unused", help="Also remove artifacts that none of the manifests names.")
+    from pnp_batch.store.files import size_of
+
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
 ) -> int:
@@ -480,9 +487,9 @@ def store_gc(
     if used is not None:
         used |= {*keys_about(store, used), *store.about("bank", "trajectory", used)}
     garbage = list(store.garbage(used))
-    size = sum(file.stat().st_size for path in garbage for file in ([path] if path.is_file() else path.rglob("*")))
+    size = sum(map(size_of, garbage))
     for path in garbage if not dry_run else ():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        store.remove(path)
     print(f"{'would free' if dry_run else 'freed'} {size / 1e6:.1f} MB in {len(garbage)} places")
     return OK
 
@@ -500,6 +507,7 @@ def shapes_render(
     frames: Annotated[int, typer.Option(min=1, help="Of a clip.")] = 16,
 ) -> int:
     """Render scenes as an image folder: pictures, exact masks, captions; the same seed gives the same bytes."""
+    from pnp_batch.store.files import size_of
     from rich.progress import track
 
     from pnp_batch.shapes.imagefolder import rendering, unfinished, write_clips, write_scenes

@@ -6,16 +6,17 @@ Nothing heavy is imported at the top: `pnp-batch --help` must answer at once. Ea
 from __future__ import annotations
 
 import functools
+import io
 import json
-import os
 import logging
+import os
 import shlex
 import shutil
 import sys
 import webbrowser
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
@@ -54,8 +55,29 @@ ManifestPath = Annotated[Path, typer.Argument(metavar="MANIFEST", help="The YAML
 
 def main() -> NoReturn:
     """Entry point of `pnp-batch`."""
+    if sys.stdout is not None:  # as it is after `>&-`
+        sys.stdout = _heedless(sys.stdout)
+    if sys.stderr is not None:
+        sys.stderr = _heedless(sys.stderr)
     app()
     sys.exit(OK)
+
+
+class _Heedless(io.FileIO):
+    """A file that takes whatever is written to it, also once nobody reads it: a run is worth more than its words."""
+
+    def write(self, data: Any) -> int:
+        """Writes as far as anybody listens."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return len(data)
+
+
+def _heedless(stream: TextIO) -> TextIO:
+    """The same stream, but writing to it after `| head` has read enough is no error."""
+    raw = io.BufferedWriter(_Heedless(stream.fileno(), "wb", closefd=False))
+    return io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=bool(stream.line_buffering))
 
 
 def _verb(function: Callable[..., int]) -> Callable[..., None]:
@@ -79,6 +101,10 @@ def _verb(function: Callable[..., int]) -> Callable[..., None]:
         except PnpError as error:
             _say(f"stopped: {error}")
             code = SOME_FAILED
+        except OSError as error:  # nothing that was foreseen, but the machine's doing: a dead mount, a folder in /proc
+            place = f"{error.filename}: " if error.filename is not None else ""
+            _say(f"stopped: {place}{error.strerror or error}. Once that is put right, run the same command again.")
+            code = ENVIRONMENT
         except KeyboardInterrupt:
             _say(
                 "\ninterrupted; everything finished so far is kept. Go on with the same command:\n  " + _command_line()
@@ -423,9 +449,13 @@ def init(path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path
     """Write a starter manifest with every setting explained."""
     from importlib.resources import files
 
-    if path.exists():
+    from pnp_batch.store.files import write_atomic
+
+    if os.path.lexists(path):
         raise typer.BadParameter(f"{path} exists; name another file", param_hint="PATH")
-    path.write_text(files("pnp_batch").joinpath("starter.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    _check_file(path, "PATH")
+    with disk_errors_named(str(path)):
+        write_atomic(path, files("pnp_batch").joinpath("starter.yaml").read_bytes())
     print(f"wrote {path}; edit it, then: pnp-batch run {path}")
     return OK
 
@@ -435,6 +465,8 @@ def init(path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path
 def store_ls(manifest: ManifestPath) -> int:
     """Artifacts and bytes per stage."""
     from collections import Counter
+
+    from pnp_batch.store.files import size_of
 
     store = _store(manifest)
     count: Counter[str] = Counter()
@@ -470,13 +502,12 @@ def store_gc(
     manifests: Annotated[list[Path], typer.Argument(metavar="MANIFEST...", help="All manifests that use the store.")],
     unused: Annotated[
         bool, typer.Option("--unused", help="Also remove artifacts that none of the manifests names.")
-    from pnp_batch.store.files import size_of
-
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
 ) -> int:
     """Free space: half-built and corrupt artifacts, saved loops, and on request what no manifest names any more."""
     from pnp_batch.evaluation.kept import keys_about
+    from pnp_batch.store.files import size_of
     from pnp_batch.survey import keys_in_use
 
     loaded = [_load(path) for path in manifests]
@@ -507,7 +538,6 @@ def shapes_render(
     frames: Annotated[int, typer.Option(min=1, help="Of a clip.")] = 16,
 ) -> int:
     """Render scenes as an image folder: pictures, exact masks, captions; the same seed gives the same bytes."""
-    from pnp_batch.store.files import size_of
     from rich.progress import track
 
     from pnp_batch.shapes.imagefolder import rendering, unfinished, write_clips, write_scenes
@@ -655,7 +685,7 @@ def _check_folder(folder: Path, hint: str = "OUTPUT", *, begun: bool) -> None:
 
 def _check_file(path: Path, hint: str) -> None:
     """Says before all the work that a file cannot be written there."""
-    if path.is_dir() or not _existing_parent(path.parent).is_dir():
+    if os.path.isdir(path) or not _existing_parent(path.absolute().parent).is_dir():  # noqa: PTH112 - as in _existing_parent
         raise typer.BadParameter(f"{path} cannot be a file: name one in a folder", param_hint=hint)
 
 
@@ -770,7 +800,7 @@ def _show_retries(plan: Plan, counts: Survey) -> None:
 
 
 def _existing_parent(path: Path) -> Path:
-    return next(parent for parent in (path, *path.parents) if parent.exists())
+    return next(parent for parent in (path, *path.parents) if os.path.exists(parent))  # noqa: PTH110 - a name may be too long
 
 
 def _write_report(manifest: Manifest) -> Path:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -153,7 +154,8 @@ def _translate(model: DiffusionModel, pixels: Pixels, target: Target) -> Transla
     )
     picture = model.decode(final)
     if flaw := flaw_in(picture):
-        raise NonFiniteError(f"{flaw} in {model.dtype}; where that is not float32, try dtype='float32'")
+        half = model.dtype != torch.float32
+        raise NonFiniteError(flaw + ("; try dtype='float32'" if half else ""))
     inversion = {timestep: kept[:, i].cpu() for i, timestep in enumerate(timesteps)}
     return Translation(Image.fromarray(to_pixels(picture)), Image.fromarray(pixels), inversion, sampling)
 

@@ -7,6 +7,7 @@ result.image.save("statue.png")
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,10 +19,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from pnp_batch.checkpoint import Checkpoint, resolve
-from pnp_batch.diffusion.model import DiffusionModel, load_model, pick_device, to_pixels
+from pnp_batch.diffusion.model import DiffusionModel, flaw_in, load_model, pick_device, to_pixels
 from pnp_batch.diffusion.steps import plain_loop
 from pnp_batch.diffusion.trajectories import invert
-from pnp_batch.errors import ItemError, ManifestError, NonFiniteError, Problem
+from pnp_batch.errors import ItemError, ManifestError, ModelError, NonFiniteError, Problem
 from pnp_batch.manifest import RunSpec, Settings, run_from, settings_from
 from pnp_batch.media.images import Pixels, fitted_size, opened, rgb_pixels
 from pnp_batch.methods import METHODS
@@ -72,35 +73,66 @@ def translate(
         **settings: The manifest's settings: `guidance_scale`, `pnp_f_t`, `num_inversion_steps`, ...
 
     Raises:
-        ManifestError: An unknown or unusable setting.
+        ManifestError: An unknown or unusable setting, also one that this model cannot follow; a prompt that is no text.
         ModelError: The model cannot be used.
-        ItemError: The picture cannot be read, or the result is not finite.
+        ItemError: The picture cannot be read, or the result is not finite or all black.
     """
     chosen = settings_from(settings).settled()
     run = run_from({"devices": [int(device)] if str(device).isdecimal() else device, "dtype": dtype})
-    if not prompt.strip():
-        raise ManifestError([Problem("settings", None, "prompt", "the prompt is empty")])
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise _refused("prompt", "the prompt must be text, and not empty")
     checkpoint = resolve(str(model), Path.cwd(), revision=revision, variant=variant, config=config)
     method = METHODS[chosen.method]
     layers = chosen.layers(checkpoint.layers) if method.uses_layers else ((), ())
-    checkpoint.check_layers(*layers)
+    _check_with_model(chosen, layers, checkpoint)
     if method.needs_source_prompt and not chosen.inversion_prompt.strip():
-        raise ManifestError(
-            [Problem("settings", None, "inversion_prompt", f"{chosen.method} needs the source's words")]
-        )
+        raise _refused("inversion_prompt", f"{chosen.method} needs the source's words")
     loaded = _loaded(checkpoint, run)
     return _translate(loaded, _pixels(image, chosen, checkpoint), Target(0, prompt, chosen, *layers))
+
+
+def _refused(key: str, message: str) -> ManifestError:
+    return ManifestError([Problem("settings", None, key, message)])
+
+
+def _check_with_model(chosen: Settings, layers: tuple[Sequence[int], Sequence[int]], checkpoint: Checkpoint) -> None:
+    """Refuses settings that this model cannot follow: they are what is wrong, not the model."""
+    try:
+        checkpoint.check_layers(*layers)
+    except ModelError as error:
+        raise _refused("pnp_f_layers" if chosen.pnp_f_layers is not None else "pnp_attn_layers", str(error)) from error
+    if METHODS[chosen.method].needs != "trajectory":
+        return
+    steps = chosen.num_inference_steps
+    try:
+        checkpoint.schedule.sampling_grid(steps, chosen.num_inversion_steps or steps)
+    except ModelError as error:
+        raise _refused("num_inversion_steps", str(error)) from error
 
 
 def _pixels(image: str | Path | Image.Image | np.ndarray[Any, Any], chosen: Settings, checkpoint: Checkpoint) -> Pixels:
     if isinstance(image, str | Path):
         with opened(Path(image)) as file:
             return _pixels(file, chosen, checkpoint)
-    if isinstance(image, np.ndarray) and (image.dtype != np.uint8 or image.ndim != 3):
-        raise ItemError(f"an array must be (height, width, 3) uint8, not {image.shape} {image.dtype}")
-    upright = ImageOps.exif_transpose(image if isinstance(image, Image.Image) else Image.fromarray(image))
+    upright = _upright(image)
     size = fitted_size(upright.size, chosen.height, chosen.width, checkpoint.sample_size, checkpoint.cell)
     return rgb_pixels(upright, size)
+
+
+def _upright(image: Image.Image | np.ndarray[Any, Any]) -> Image.Image:
+    """A picture in memory as a person sees it, decoded."""
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ItemError(f"an array must be (height, width, 3) uint8, not {image.shape} {image.dtype}")
+        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise ItemError(f"a picture is a path, a PIL image or an array, not {type(image).__name__}")
+    if not all(image.size):
+        raise ItemError(f"the picture has no pixels: {image.width}x{image.height}")
+    try:
+        return ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError) as error:  # its file is read only now
+        raise ItemError(f"not a readable picture ({error})") from error
 
 
 @lru_cache(maxsize=1)
@@ -121,8 +153,9 @@ def _translate(model: DiffusionModel, pixels: Pixels, target: Target) -> Transla
         watch=lambda _, timestep, latents: sampling.update({timestep: latents.cpu().clone()}),
     )
     picture = model.decode(final)
-    if not torch.isfinite(picture).all():
-        raise NonFiniteError("the result holds NaN or infinity; try dtype='float32'")
+    if flaw := flaw_in(picture):
+        half = model.dtype != torch.float32
+        raise NonFiniteError(flaw + ("; try dtype='float32'" if half else ""))
     inversion = {timestep: kept[:, i].cpu() for i, timestep in enumerate(timesteps)}
     return Translation(Image.fromarray(to_pixels(picture)), Image.fromarray(pixels), inversion, sampling)
 

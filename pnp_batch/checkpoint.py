@@ -163,7 +163,11 @@ class Checkpoint:
     @cached_property
     def unet(self) -> Mapping[str, Any]:
         """The UNet's config."""
-        return {**DIFFUSERS_UNET, **_read_json(self.configs / "unet" / "config.json")}
+        return {**DIFFUSERS_UNET, **_read_json(self._unet_file)}
+
+    @property
+    def _unet_file(self) -> Path:
+        return self.configs / "unet" / "config.json"
 
     @cached_property
     def vae(self) -> Mapping[str, Any]:
@@ -173,20 +177,30 @@ class Checkpoint:
     @cached_property
     def schedule(self) -> Schedule:
         """The timestep grid."""
-        config = _read_json(self.configs / "scheduler" / "scheduler_config.json")
+        file = self.configs / "scheduler" / "scheduler_config.json"
+        config = _read_json(file)
         known = {k: config[k] for k in ("num_train_timesteps", "timestep_spacing", "steps_offset") if k in config}
-        return Schedule(**known)
+        schedule = Schedule(**known)
+        _expect(_is_number(schedule.num_train_timesteps), file, "num_train_timesteps", "a number from 1")
+        _expect(isinstance(schedule.steps_offset, int), file, "steps_offset", "a whole number")
+        return schedule
 
     @cached_property
     def cell(self) -> int:
         """Image pixels along one side of a latent cell."""
-        return int(2 ** (len(self.vae.get("block_out_channels", [64])) - 1))
+        blocks = self.vae.get("block_out_channels", [64])
+        right = isinstance(blocks, list) and blocks
+        _expect(right, self.configs / "vae" / "config.json", "block_out_channels", "a list of numbers")
+        return int(2 ** (len(blocks) - 1))
 
     @cached_property
     def sample_size(self) -> int:
         """Side in pixels of the square pictures the model was trained on."""
         size = self.unet["sample_size"] or 64
-        return int(size if isinstance(size, int) else math.isqrt(size[0] * size[1])) * self.cell
+        sides = size if isinstance(size, list) else [size, size]
+        right = len(sides) == 2 and all(map(_is_number, sides))
+        _expect(right, self._unet_file, "sample_size", "a number from 1, or height and width")
+        return math.isqrt(sides[0] * sides[1]) * self.cell
 
     @cached_property
     def layers(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -235,7 +249,8 @@ class Checkpoint:
         if not re.match(r"StableDiffusion(?!XL|3)", str(kind)) or "text_encoder_2" in index:
             raise ModelError(f"{self.name} is a {kind}; only Stable Diffusion 1.x and 2.x pipelines are supported")
         for component, allowed in COMPONENTS.items():
-            named = ".".join(map(str, index.get(component) or ["missing"]))
+            found = index.get(component) or ["missing"]
+            named = ".".join(map(str, found)) if isinstance(found, list) else str(found)
             if not re.fullmatch(allowed, named):
                 raise ModelError(
                     f"{self.name} ({kind}): its {component} is {named}; only Stable Diffusion's is supported"
@@ -244,8 +259,11 @@ class Checkpoint:
 
     def _check_unet(self) -> None:
         unet = self.unet
+        names = unet["up_block_types"]
+        right = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        _expect(right, self._unet_file, "up_block_types", "a list of names")
         odd = [key for key in FOREIGN_UNET_KEYS if np.any(unet.get(key) or False)]
-        blocks = {*unet["up_block_types"]} - {"UpBlock2D", "CrossAttnUpBlock2D"}
+        blocks = {*names} - {"UpBlock2D", "CrossAttnUpBlock2D"}
         if unet["in_channels"] != 4 or odd or blocks or not isinstance(unet["layers_per_block"], int):
             raise ModelError(
                 f"{self._described()} with {unet['in_channels']} input channels"
@@ -270,8 +288,10 @@ class Checkpoint:
     @cached_property
     def max_tokens(self) -> int:
         """Length of a tokenized prompt, start and end token included."""
-        text = _read_json(self.configs / "text_encoder" / "config.json")
-        return int(text.get("max_position_embeddings", 77))
+        file = self.configs / "text_encoder" / "config.json"
+        length = _read_json(file).get("max_position_embeddings", 77)
+        _expect(_is_number(length), file, "max_position_embeddings", "a number from 1")
+        return int(length)
 
     def cut_words(self, prompt: str) -> str:
         """The end of a prompt that does not fit the text encoder, empty where all of it does."""
@@ -467,6 +487,16 @@ def _weights(folder: Path, component: str, variant: str | None) -> list[Path]:
 
 def _is_layer_list(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(layer, int) and layer >= 0 for layer in value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and value > 0
+
+
+def _expect(right: Any, file: Path, key: str, wanted: str) -> None:
+    """Refuses a value of a config that makes no sense, which would otherwise fail somewhere far from it."""
+    if not right:
+        raise ModelError(f"{file}: {key} must be {wanted}")
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:

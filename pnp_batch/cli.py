@@ -6,7 +6,9 @@ Nothing heavy is imported at the top: `pnp-batch --help` must answer at once. Ea
 from __future__ import annotations
 
 import functools
+import io
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -14,7 +16,7 @@ import sys
 import webbrowser
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
@@ -53,8 +55,29 @@ ManifestPath = Annotated[Path, typer.Argument(metavar="MANIFEST", help="The YAML
 
 def main() -> NoReturn:
     """Entry point of `pnp-batch`."""
+    if sys.stdout is not None:  # as it is after `>&-`
+        sys.stdout = _heedless(sys.stdout)
+    if sys.stderr is not None:
+        sys.stderr = _heedless(sys.stderr)
     app()
     sys.exit(OK)
+
+
+class _Heedless(io.FileIO):
+    """A file that takes whatever is written to it, also once nobody reads it: a run is worth more than its words."""
+
+    def write(self, data: Any) -> int:
+        """Writes as far as anybody listens."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return len(data)
+
+
+def _heedless(stream: TextIO) -> TextIO:
+    """The same stream, but writing to it after `| head` has read enough is no error."""
+    raw = io.BufferedWriter(_Heedless(stream.fileno(), "wb", closefd=False))
+    return io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=bool(stream.line_buffering))
 
 
 def _verb(function: Callable[..., int]) -> Callable[..., None]:
@@ -78,6 +101,10 @@ def _verb(function: Callable[..., int]) -> Callable[..., None]:
         except PnpError as error:
             _say(f"stopped: {error}")
             code = SOME_FAILED
+        except OSError as error:  # nothing that was foreseen, but the machine's doing: a dead mount, a folder in /proc
+            place = f"{error.filename}: " if error.filename is not None else ""
+            _say(f"stopped: {place}{error.strerror or error}. Once that is put right, run the same command again.")
+            code = ENVIRONMENT
         except KeyboardInterrupt:
             _say(
                 "\ninterrupted; everything finished so far is kept. Go on with the same command:\n  " + _command_line()
@@ -425,9 +452,13 @@ def init(path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path
     """Write a starter manifest with every setting explained."""
     from importlib.resources import files
 
-    if path.exists():
+    from pnp_batch.store.files import write_atomic
+
+    if os.path.lexists(path):
         raise typer.BadParameter(f"{path} exists; name another file", param_hint="PATH")
-    path.write_text(files("pnp_batch").joinpath("starter.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    _check_file(path, "PATH")
+    with disk_errors_named(str(path)):
+        write_atomic(path, files("pnp_batch").joinpath("starter.yaml").read_bytes())
     print(f"wrote {path}; edit it, then: pnp-batch run {path}")
     return OK
 
@@ -438,12 +469,14 @@ def store_ls(manifest: ManifestPath) -> int:
     """Artifacts and bytes per stage."""
     from collections import Counter
 
+    from pnp_batch.store.files import size_of
+
     store = _store(manifest)
     count: Counter[str] = Counter()
     size: Counter[str] = Counter()
     for stage, path in store.all():
         count[stage] += 1
-        size[stage] += sum(file.stat().st_size for file in path.iterdir())
+        size[stage] += size_of(path)
     print(store.root)
     for stage in sorted(count):
         print(f"{stage:<10} {count[stage]:>9} artifacts {size[stage] / 1e6:>10.1f} MB")
@@ -455,9 +488,13 @@ def store_ls(manifest: ManifestPath) -> int:
 def store_verify(manifest: ManifestPath) -> int:
     """Read every byte; what is corrupt is set aside and will be made again by the next run."""
     store = _store(manifest)
-    total = sum(store.check(stage, path) for stage, path in store.all())
-    for message in store.corrupt.values():
-        _say(message)
+    logging.getLogger("pnp_batch").addHandler(logging.NullHandler())  # which would say the same once more
+    total = 0
+    for stage, path in store.all():
+        if store.check(stage, path):
+            total += 1
+        else:
+            _say(store.corrupt[stage, path.name])
     print(f"{total} artifacts are intact, {len(store.corrupt)} were corrupt")
     return SOME_FAILED if store.corrupt else OK
 
@@ -473,6 +510,7 @@ def store_gc(
 ) -> int:
     """Free space: half-built and corrupt artifacts, saved loops, and on request what no manifest names any more."""
     from pnp_batch.evaluation.kept import keys_about
+    from pnp_batch.store.files import size_of
     from pnp_batch.survey import keys_in_use
 
     loaded = [_load(path) for path in manifests]
@@ -483,9 +521,9 @@ def store_gc(
     if used is not None:
         used |= {*keys_about(store, used), *store.about("bank", "trajectory", used)}
     garbage = list(store.garbage(used))
-    size = sum(file.stat().st_size for path in garbage for file in ([path] if path.is_file() else path.rglob("*")))
+    size = sum(map(size_of, garbage))
     for path in garbage if not dry_run else ():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        store.remove(path)
     print(f"{'would free' if dry_run else 'freed'} {size / 1e6:.1f} MB in {len(garbage)} places")
     return OK
 
@@ -650,7 +688,7 @@ def _check_folder(folder: Path, hint: str = "OUTPUT", *, begun: bool) -> None:
 
 def _check_file(path: Path, hint: str) -> None:
     """Says before all the work that a file cannot be written there."""
-    if path.is_dir() or not _existing_parent(path.parent).is_dir():
+    if os.path.isdir(path) or not _existing_parent(path.absolute().parent).is_dir():  # noqa: PTH112 - as in _existing_parent
         raise typer.BadParameter(f"{path} cannot be a file: name one in a folder", param_hint=hint)
 
 
@@ -769,7 +807,7 @@ def _show_retries(plan: Plan, counts: Survey) -> None:
 
 
 def _existing_parent(path: Path) -> Path:
-    return next(parent for parent in (path, *path.parents) if parent.exists())
+    return next(parent for parent in (path, *path.parents) if os.path.exists(parent))  # noqa: PTH110 - a name may be too long
 
 
 def _write_report(manifest: Manifest) -> Path:

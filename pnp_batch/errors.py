@@ -69,6 +69,7 @@ _DISK_ERRORS = {
     errno.ENOTDIR,
     errno.EEXIST,
     errno.EIO,
+    errno.ENAMETOOLONG,
 }
 
 

@@ -37,6 +37,10 @@ from pnp_batch.store.keys import key_of
 
 ROW_FILE_KEYS = ("file_name", "image", "image_path", "init_img", "file")
 
+# What this program writes below `output_dir` and a later run could take for its inputs.
+PRODUCTS = ("images", "videos", "inspect")
+ROWS_FILE = "metadata.jsonl"
+
 
 @dataclass(frozen=True)
 class Source:
@@ -182,7 +186,7 @@ class Expansion:
         folder = self.manifest.located(str(shown))
         self._check_folder(folder, written, loc)
         trees = self._glob(folder, pattern) if pattern else self._walk(folder, loc)
-        count = 0
+        count, said = 0, len(self.warnings)
         for tree in trees:
             if _is_unicode(tree):
                 count += 1
@@ -190,39 +194,48 @@ class Expansion:
             else:
                 self.warnings.append(f"{tree!a} in {folder} is left out: its name is not valid UTF-8")
         if not count:
-            raise self._error(loc, f"{written}: no pictures found ({', '.join(SUFFIXES)})")
+            why = "".join(f"; {warning}" for warning in self.warnings[said:])
+            raise self._error(loc, f"{written}: no pictures found ({', '.join(SUFFIXES)}){why}")
 
     def _check_folder(self, folder: Path, written: str, loc: Loc) -> None:
         if not _is_folder(folder):
             missing = f"no such folder: {folder}{near_file(folder)}"
             raise self._error(loc, f"{written} is a file; write `image: {written}`" if _is_file(folder) else missing)
-        if set(self._results_below(folder).parts) <= {".."}:  # the way there leads up only
+        if any(set(own.parts) <= {".."} for own in self._products_below(folder)):  # the way there leads up only
             raise self._error(loc, f"{written}: the results would land among these pictures; change output_dir")
 
     def _walk(self, folder: Path, loc: Loc) -> Iterator[str]:
-        """Pictures below a folder, in a fixed order; neither hidden ones nor this manifest's own results."""
+        """Pictures below a folder, in a fixed order; neither hidden ones nor what this manifest's runs write.
+
+        Links to folders are not followed: they may lead round in circles, or to one picture under two names.
+        """
 
         def refuse(error: OSError) -> None:
             raise self._error(loc, f"{error.filename} cannot be read: {error.strerror}")
 
-        own = self._results_below(folder)
+        own = self._products_below(folder)
+        links: list[str] = []
         for place, folders, names in os.walk(folder, onerror=refuse):
             below = PurePosixPath(place).relative_to(folder)
-            folders[:] = sorted(name for name in folders if name[0] != "." and below / name != own)
+            folders[:] = sorted(name for name in folders if name[0] != "." and below / name not in own)
+            links += (f"{below / name}" for name in folders if _is_link(f"{place}/{name}"))
             above = "" if below == PurePosixPath() else f"{below}/"
             yield from (above + name for name in sorted(names) if name[0] != "." and _is_picture(name))
+        if links:
+            what = f"in {folder} links to folders are not followed ({len(links)}, first: {links[0]!a})"
+            self.warnings.append(f"{what}; give each an entry of its own in `inputs`")
 
     def _glob(self, folder: Path, pattern: str) -> Iterator[str]:
-        own = f"{self._results_below(folder)}/"
+        own = tuple(f"{product}/" for product in self._products_below(folder))
         found = glob.iglob(pattern, root_dir=folder, recursive=True)  # noqa: PTH207 - Path.glob refuses "a**b"
         for tree in sorted(set(filter(_is_picture, found))):
             if not tree.startswith(own) and not _is_folder(f"{folder}/{tree}"):
                 yield tree
 
-    def _results_below(self, folder: Path) -> PurePosixPath:
-        """Where this manifest's own results lie, seen from a folder: a second run must not take them for inputs."""
-        results = os.path.realpath(self.manifest.output / "images")
-        return PurePosixPath(os.path.relpath(results, os.path.realpath(folder)))
+    def _products_below(self, folder: Path) -> tuple[PurePosixPath, ...]:
+        """Where this manifest's own products lie, seen from a folder: a second run must not take them for inputs."""
+        products = (os.path.realpath(self.manifest.output / name) for name in PRODUCTS)
+        return tuple(PurePosixPath(os.path.relpath(product, os.path.realpath(folder))) for product in products)
 
     def _error(self, loc: Loc, message: str) -> ManifestError:
         return ManifestError([self.manifest.problem(loc, message)])
@@ -251,6 +264,10 @@ def _file_source(name: str, path: Path, tree: str, loc: Loc) -> Source:
 
 def _is_folder(path: str | Path) -> bool:
     return os.path.isdir(path)  # noqa: PTH112 - pathlib raises where a name is too long or a folder closed
+
+
+def _is_link(path: str) -> bool:
+    return os.path.islink(path)  # noqa: PTH114 - text, as everywhere in a walk over a million names
 
 
 def _is_file(path: Path) -> bool:
@@ -338,7 +355,8 @@ class _Prompts:
             folder = self._manifest.located(str(_split_at_wildcard(spec.images)[0]))
         inside = [folder / f"{name}{suffix}" for name in ("prompts", "metadata") for suffix in PROMPT_FILES]
         beside = [folder.parent / f"{folder.name}{suffix}" for suffix in PROMPT_FILES]
-        return next(filter(_is_file, (*inside, *beside)), None)
+        own = os.path.realpath(self._manifest.output / ROWS_FILE)  # the rows of an earlier run are no prompts
+        return next((file for file in (*inside, *beside) if _is_file(file) and os.path.realpath(file) != own), None)
 
     def _sidecar(self, source: Source) -> Sequence[tuple[PromptSpec, Row]]:
         path = source.path.with_suffix(".txt") if source.path else None

@@ -72,6 +72,7 @@ GENERATE_ALIASES = {
     "scale": "guidance_scale",
     "ddim_steps": "num_inference_steps",
     "n_timesteps": "num_inference_steps",
+    "num_ddim_sampling_steps": "num_inference_steps",
     "steps": "num_inference_steps",
 }
 TOP_ALIASES = {"output_path": "output_dir", "model_id": "model", "model_key": "model"}

@@ -493,6 +493,15 @@ def _misplaced(manifest: Manifest) -> Iterator[Problem]:
         there = next(path for path in (place, *place.parents) if os.path.lexists(path))
         if not there.is_dir():
             yield manifest.problem(loc, f"{there} is not a folder")
+        elif (loc == ("output_dir",) or manifest.run.store is not None) and _is_too_long(place, there):
+            yield manifest.problem(loc, "the file system does not allow names as long as this")
+
+
+def _is_too_long(place: Path, there: Path) -> bool:
+    """Whether a path cannot be made below a folder for the length of its names; -1 means that there is no limit."""
+    name, path = (os.pathconf(there, limit) for limit in ("PC_NAME_MAX", "PC_PATH_MAX"))
+    longest = max(len(os.fsencode(part)) for part in place.parts)
+    return 0 <= name < longest or 0 <= path <= len(os.fsencode(place))
 
 
 def _blind(manifest: Manifest) -> Iterator[Problem]:

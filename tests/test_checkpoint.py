@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from running import Project
 from safetensors.numpy import save_file
 
 from pnp_batch.checkpoint import LATENT_KEY, TEXT_KEY, Checkpoint, Schedule, resolve
@@ -384,3 +385,29 @@ def test_a_single_file_finds_its_configs_in_the_cache(cache, tiny_sd, single):
     answer = cache.resolve(str(single(width=768)))
     assert answer["error"] == EnvironmentFailure.__name__
     assert "cannot get model 'stable-diffusion-v1-5/stable-diffusion-v1-5'" in answer["text"]
+
+
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": "x"}),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 0}),
+        ("scheduler/scheduler_config.json", {"steps_offset": [1]}),
+        ("vae/config.json", {"block_out_channels": 3}),
+        ("vae/config.json", {"block_out_channels": []}),
+        ("unet/config.json", {"sample_size": "a"}),
+        ("unet/config.json", {"sample_size": [64, "a"]}),
+        ("unet/config.json", {"up_block_types": 3}),
+        ("unet/config.json", {"up_block_types": [3]}),
+        ("text_encoder/config.json", {"max_position_embeddings": "x"}),
+        ("model_index.json", {"unet": 3}),
+    ],
+)
+def test_configs_that_make_no_sense_are_named(folder: Path, tmp_path: Path, file: str, values: dict[str, Any]):
+    changed(folder / file, **values)
+    project = Project(tmp_path)
+    prompt = "words " * 30  # long enough to be counted in tokens
+    size = {"height": None, "width": None}  # the model's own
+    project.write([{"image": project.picture("a.png"), "prompts": [prompt]}], defaults=size, model=str(folder))
+    said = project.pnp("run --dry-run", code=2)
+    assert file.rpartition("/")[2] in said or "unet is 3" in said

@@ -176,13 +176,38 @@ def test_one_wrong_input_does_not_hide_the_others(folder):
 
 @pytest.mark.parametrize("output_dir", ["photos/out", "photos", "."])
 def test_results_never_become_inputs_of_the_next_run(folder, output_dir):
-    folder.files("photos/a.jpg", f"{output_dir}/images/a--x-0123456789.png", "b.jpg")
-    for images in ("photos", "photos/**/*.*g", ".", "**/*.*g"):
+    products = ("images", "videos/x", "inspect/features")
+    folder.files("photos/a.jpg", *(f"{output_dir}/{name}/a--x-0123456789.gif" for name in products), "b.jpg")
+    for images in ("photos", "photos/**/*.*[gf]", ".", "**/*.*[gf]"):
         names = folder.names({"images": images, "prompts": ["x"]}, output_dir=output_dir)
         assert [name for name in names if "--" in name] == []
         assert "photos/a.jpg" in names
-    (problem,) = folder.problems({"images": f"{output_dir}/images", "prompts": ["x"]}, output_dir=output_dir)
-    assert "the results would land among these pictures" in problem
+    for name in products:
+        (problem,) = folder.problems({"images": f"{output_dir}/{name}", "prompts": ["x"]}, output_dir=output_dir)
+        assert "the results would land among these pictures" in problem
+
+
+@pytest.mark.parametrize("images", ["photos", "photos/*.jpg"])
+def test_the_rows_of_an_earlier_run_are_no_prompts(folder, images):
+    folder.files("photos/a.jpg")
+    folder.files("photos/a.txt", text="a cat")
+    folder.files("photos/metadata.jsonl", text='{"file_name": "images/a--x.png", "prompt": "x", "key": "0"}')
+    assert prompts_of(folder.expand({"images": images}, output_dir="photos")) == {"photos/a.jpg": ["a cat"]}
+
+
+def test_links_to_folders_are_not_followed_and_that_is_said(folder):
+    folder.files("p/a.jpg", "elsewhere/b.jpg")
+    (folder.root / "p/link").symlink_to(folder.root / "elsewhere")
+    (folder.root / "p/round").symlink_to(folder.root / "p")
+    expansion = Expansion(folder.manifest({"images": "p", "prompts": ["x"]}))
+    assert [source.name for source, _ in expansion] == ["p/a.jpg"]
+    (warning,) = expansion.warnings
+    assert f"in {folder.root / 'p'} links to folders are not followed (2, first: 'link')" in warning
+    (folder.root / "p/a.jpg").unlink()
+    (problem,) = folder.problems({"images": "p", "prompts": ["x"]})
+    assert "no pictures found" in problem
+    assert "links to folders are not followed" in problem
+    assert folder.names({"images": "p/link", "prompts": ["x"]}) == ["p/link/b.jpg"]
 
 
 def test_a_name_that_is_no_text_is_left_out_with_a_warning(folder):

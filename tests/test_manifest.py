@@ -92,14 +92,17 @@ def test_keys_of_the_public_configurations_are_understood(read):
         "model_id: m\noutput_path: o\ndefaults: {n_timesteps: 40, scale: 3, negative_prompt_alpha: 0.5, H: 64, W: 32}\n"
         "inputs:\n- {init_img: a.png, target_prompts: [x]}\n- {image_path: b.png, prompt: y, inversion_steps: 500}\n"
         "- {generate: {source_prompt: z, ddim_steps: 20}, prompts: w}\n"
+        "- {generate: {prompt: z, num_ddim_sampling_steps: 30}, prompts: w}\n"
     )
     defaults = manifest.defaults
     assert (defaults.num_inference_steps, defaults.guidance_scale, defaults.negative_alpha) == (40, 3, 0.5)
     assert (defaults.height, defaults.width) == (64, 32)
-    assert [spec.image for spec in manifest.inputs] == ["a.png", "b.png", None]
+    assert [spec.image for spec in manifest.inputs] == ["a.png", "b.png", None, None]
     assert manifest.inputs[1].num_inversion_steps == 500
     assert manifest.inputs[2].generate is not None
     assert manifest.inputs[2].generate.num_inference_steps == 20
+    assert manifest.inputs[3].generate is not None
+    assert manifest.inputs[3].generate.num_inference_steps == 30
 
 
 def test_a_prompt_overrides_its_input_and_that_the_defaults(read):

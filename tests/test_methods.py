@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from running import TINY_SD, Project
+from safetensors.numpy import load_file, save_file
 
 import pnp_batch
-from pnp_batch.errors import ManifestError
+from pnp_batch.errors import ItemError, ManifestError, NonFiniteError
 from pnp_batch.inputs import Source, Translation
 from pnp_batch.manifest import METHODS_OF, Settings
 from pnp_batch.methods import METHODS
@@ -188,6 +191,43 @@ def test_methods_are_open_to_python(project: Project) -> None:
     assert len(made.sampling) == 5
     with pytest.raises(ManifestError, match="means nothing to `method: sdedit`"):
         pnp_batch.translate(picture, PROMPT, method="sdedit", pnp_f_t=0.5, **same)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        (
+            {"num_inference_steps": 5, "num_inversion_steps": 7},
+            ManifestError,
+            "num_inversion_steps: .*step counts that",
+        ),
+        ({"pnp_f_layers": [99]}, ManifestError, "pnp_f_layers: there is no decoder layer 99"),
+        ({"prompt": ["a cat"]}, ManifestError, "the prompt must be text"),
+        ({"prompt": " "}, ManifestError, "the prompt must be text"),
+        ({"image": np.zeros((64, 64, 1), np.uint8)}, ItemError, r"not \(64, 64, 1\)"),
+        ({"image": np.zeros((0, 0, 3), np.uint8)}, ItemError, "no pixels: 0x0"),
+        ({"image": b"bytes"}, ItemError, "not bytes"),
+    ],
+)
+def test_what_python_gives_wrongly_is_named(changes: dict[str, Any], error: type[Exception], said: str) -> None:
+    given = {"image": np.zeros((64, 64, 3), np.uint8), "prompt": PROMPT, "model": TINY_SD} | changes
+    with pytest.raises(error, match=said):
+        pnp_batch.translate(**given)
+
+
+def test_a_picture_that_is_cut_off_is_named_to_python(project: Project) -> None:
+    whole = (project.folder / "a.png").read_bytes()
+    with Image.open(BytesIO(whole[: len(whole) // 2])) as picture, pytest.raises(ItemError, match="not a readable"):
+        pnp_batch.translate(picture, PROMPT, TINY_SD)
+
+
+def test_an_all_black_result_is_no_result_for_python_either(project: Project) -> None:
+    model = shutil.copytree(TINY_SD, project.folder / "black")
+    weights = load_file(model / "vae/diffusion_pytorch_model.safetensors")
+    weights["decoder.conv_out.bias"] -= 100
+    save_file(weights, model / "vae/diffusion_pytorch_model.safetensors")
+    with pytest.raises(NonFiniteError, match="all black"):
+        pnp_batch.translate(project.folder / "a.png", PROMPT, model, height=64, width=64, num_inference_steps=5)
 
 
 def test_what_failed_comes_as_a_manifest_that_is_valid(project: Project) -> None:

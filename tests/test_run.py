@@ -5,13 +5,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from running import TINY_SD, Project
+from running import TINY_SD, Project, program
+from typer.testing import CliRunner
+
+from pnp_batch.cli import app
+from pnp_batch.store import ArtifactStore
+from pnp_batch.store.files import size_of
 
 PROMPTS = ["a bronze statue", "a pink toy"]
 
@@ -500,3 +507,95 @@ def test_status_of_a_large_plan_is_what_its_run_counted(project: Project) -> Non
     project.pnp("status", code=2)
     (project.folder / "away").rename(source)
     assert "stage" in project.pnp("status")
+
+
+def test_a_run_in_the_folder_of_its_pictures_takes_nothing_of_its_own_for_an_input(project: Project) -> None:
+    project.picture("a.png")
+    (project.folder / "a.txt").write_text("a cat")
+    (project.folder / "frames").mkdir()
+    project.picture("frames/0.png", 1)
+    clip = {"video": "frames", "container": "frames", "prompts": ["a dog"]}
+    project.write([{"images": "."}, clip | {"container": "gif"}, clip], output_dir=".")
+    (project.folder / "frames/0.txt").write_text("a horse")
+    first = project.pnp("run")
+    project.pnp("inspect trajectory", "--input", "a.png", "--timesteps", "1")
+    assert "4 of 4 results" in first
+    assert "4 of 4 results are there (0 computed now" in project.pnp("run")
+
+
+@pytest.mark.parametrize("place", ["long" * 100, "new/" + "long" * 100, "deep/" * 1000])
+def test_places_with_names_that_are_too_long_are_found_before_anything_starts(project: Project, place: str) -> None:
+    inputs = [{"image": project.picture("a.png"), "prompts": ["a cat"]}]
+    project.write(inputs, output_dir=place)
+    assert project.pnp("validate", code=2).count("does not allow names as long as this") == 1
+    project.write(inputs, run={"store": place})
+    assert "run.store: the file system does not allow names" in project.pnp("run", code=2)
+
+
+@pytest.mark.parametrize("verb", ["status", "report", "store ls"])
+def test_verbs_that_check_no_manifest_name_a_place_with_too_long_a_name(project: Project, verb: str) -> None:
+    project.write([{"image": project.picture("a.png"), "prompts": ["a cat"]}], output_dir="long" * 100)
+    assert "File name too long" in project.pnp(verb, code=3)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
+@pytest.mark.parametrize("keys", [{"output_dir": "/proc/nothing/x"}, {"run": {"store": "/proc/nothing/x"}}])
+def test_a_place_where_nothing_can_be_made_is_the_machines_fault(project: Project, keys: dict[str, Any]) -> None:
+    project.write([{"image": project.picture("a.png"), "prompts": ["a cat"]}], **keys)
+    for verb in ("run", "status", "evaluate"):
+        assert "stopped: /proc/nothing: No such file or directory" in project.pnp(verb, code=3)
+
+
+def test_init_makes_the_folder_and_writes_over_nothing(project: Project) -> None:
+    new, link = project.folder / "new/folder/x.yaml", project.folder / "link.yaml"
+    assert f"wrote {new}" in initialised(new, code=0)
+    assert new.read_text().startswith("#")
+    link.symlink_to("nowhere")
+    for taken in (new, project.folder, link):
+        assert "exists; name another file" in initialised(taken, code=2)
+    assert "cannot be a file" in initialised(new / "x.yaml", code=2)
+    assert "File name too long" in initialised(project.folder / ("x" * 300), code=3)
+
+
+def initialised(path: Path, code: int) -> str:
+    outcome = CliRunner().invoke(app, ["init", str(path)])
+    assert outcome.exit_code == code, outcome.output
+    return " ".join(outcome.output.replace("\u2502", "").split())
+
+
+def test_the_store_is_listed_and_cleared_while_others_remove_from_it(done: Project) -> None:
+    one, other = sorted(done.store.glob("translate/??/*"))[:2]
+    (one / "link").symlink_to("nowhere")
+    assert "translate          4 artifacts" in done.pnp("store ls")
+    done.write([{"image": "a.png", "prompts": [PROMPTS[0]]}])
+    (done.store / "corrupt").mkdir()
+    (done.store / "corrupt/link").symlink_to(done.store)  # what it leads to stays
+    assert "would free" in done.pnp("store gc", "--unused", "--dry-run")
+    done.pnp("store gc", "--unused")
+    assert len([*done.store.glob("translate/??/*")]) == 1
+    assert not [*done.store.glob("*/.tmp-*"), *done.store.glob("corrupt/*")]
+    gone = ArtifactStore(done.store)
+    gone.remove(other)  # as the one who was slower
+    gone.remove(other)
+    assert size_of(other) == 0
+
+
+def test_verify_says_of_each_corrupt_artifact_once(done: Project) -> None:
+    for shard in done.store.glob("translate/??/*/result.safetensors"):
+        shard.write_bytes(b"no tensors")
+    said = subprocess.run(program("store", "verify", str(done.manifest)), capture_output=True, text=True)
+    assert said.returncode == 1
+    assert "0 were corrupt" not in said.stdout
+    assert len(said.stderr.splitlines()) == 4
+    assert said.stderr.count("corrupt translate artifact") == 4
+
+
+def test_a_run_whose_words_nobody_reads_ends_as_any_other(project: Project) -> None:
+    project.write([{"image": project.picture("a.png"), "prompts": ["a cat"]}])
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = subprocess.Popen(program("run", str(project.manifest)), stdout=writing, stderr=writing)
+    os.close(writing)
+    assert process.wait() == 0
+    assert (project.output / "report.html").exists()
+    assert len(project.pictures()) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import platform
 import time
 from collections.abc import Sequence
@@ -240,6 +241,14 @@ def to_pixels(image: Tensor) -> NDArray[np.uint8]:
     """8-bit pixels of a picture in [0, 1], rounded to the nearest grey level."""
     pixels: NDArray[np.uint8] = (image * 255).round().to(torch.uint8).cpu().numpy()
     return pixels
+
+
+def flaw_in(picture: Tensor) -> str | None:
+    """Why a picture is no result: NaN in any channel, or nothing but black, which is what NaN decodes to on some devices."""
+    least, most = (float(value) for value in picture.aminmax())  # one look at the pixels; NaN is both
+    if not (math.isfinite(least) and math.isfinite(most)):
+        return "the result holds NaN or infinity"
+    return "the result is all black" if most * 255 < 0.5 else None
 
 
 def pick_device(wanted: str) -> torch.device:

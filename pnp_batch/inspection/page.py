@@ -21,7 +21,8 @@ GAP, LINE = 6, 16
 
 ABOUT = {
     "features": "Three leading principal components of f, the residual branch's output before the skip, as red, green and blue. "
-    "One basis for each layer and timestep over all inputs: the same colour means the same feature, in every picture.",
+    "One basis for each layer and timestep over all inputs with these timesteps: the same colour means the "
+    "same feature, in every picture.",
     "attention": "Three leading principal components of the self-attention map, averaged over heads: places of one colour "
     "attend to the same places. Each picture has its own basis.",
     "trajectory": "Latents decoded as they are: the kept trajectory of the guidance image from the noisiest down, and the "

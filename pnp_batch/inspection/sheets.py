@@ -51,10 +51,17 @@ def default_layers(kind: str, checkpoint: Checkpoint) -> list[int]:
 
 
 def made(kind: str, model: DiffusionModel, found: Sequence[Subject], layers: Sequence[int], count: int) -> list[Sheet]:
-    """The sheets of a kind: `features`, `attention` or `trajectory` (which has no layers)."""
+    """The sheets of a kind: `features`, `attention` or `trajectory` (which has no layers).
+
+    Subjects with the same timesteps come together: only these can be compared column by column, and share a basis.
+    """
+    grids: dict[tuple[int, ...], list[Subject]] = {}
+    for subject in found:
+        grids.setdefault(subject.timesteps, []).append(subject)
     if kind == "trajectory":
-        return trajectory(model, found, count)
-    return (features if kind == "features" else attention)(model, found, layers, count)
+        return [sheet for group in grids.values() for sheet in trajectory(model, group, count)]
+    of_kind = features if kind == "features" else attention
+    return [sheet for group in grids.values() for sheet in of_kind(model, group, layers, count)]
 
 
 def places(steps: int, count: int) -> list[int]:
@@ -68,7 +75,7 @@ def features(model: DiffusionModel, found: Sequence[Subject], layers: Sequence[i
 
     Args:
         model: The model.
-        found: The subjects; all take part in the basis.
+        found: The subjects, all with the same timesteps; all take part in the basis.
         layers: Decoder layers.
         count: Timesteps.
     """

@@ -49,7 +49,7 @@ class Subjects:
     """The guidance images to look into.
 
     Attributes:
-        found: Those to show, and others of the plan with the same timesteps.
+        found: Those to show, and others of the plan with the timesteps of one of them.
         left_out: How many guidance images are not shown although all were asked for.
     """
 
@@ -81,8 +81,6 @@ def subjects(plan: Plan, context: Context, wanted: Sequence[str], most: int = BA
     grids = {subject.timesteps for subject in found if subject.shown}
     if not grids:
         raise NothingToShow(f"there are no trajectories yet; make them with: pnp-batch run {plan.manifest.path}")
-    if len(grids) > 1:
-        raise NothingToShow("these inputs have different timesteps; look at them one at a time with --input")
     left_out = 0 if wanted else len(names) - len(numbers)
     return Subjects([subject for subject in found if subject.timesteps in grids], left_out)
 

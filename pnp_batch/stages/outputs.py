@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from pnp_batch.errors import disk_errors_named
-from pnp_batch.inputs import slug
+from pnp_batch.inputs import ROWS_FILE, slug
 from pnp_batch.store.files import TEMP_PREFIX, remove_stale_temps, temp_name, write_atomic
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Outputs:
 
     def __init__(self, root: Path, rows: Rows | None = None) -> None:
         self.root = root
-        self._file = RowFile(root / "metadata.jsonl")
+        self._file = RowFile(root / ROWS_FILE)
         self._rows = self._file if rows is None else rows
 
     def name(self, stem: PurePosixPath, prompt: str, key: str, folder: str = "images", suffix: str = ".png") -> str:

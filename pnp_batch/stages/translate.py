@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
-from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from pnp_batch import interrupts
@@ -114,11 +113,11 @@ def _publish(context: Context, batch: Sequence[Unit], latents: Any, seconds: flo
 
 
 def problem_with(context: Context, picture: Any) -> str | None:
-    """Why a picture is no result: NaN in any channel, or nothing but black, which is what NaN decodes to on some devices."""
-    least, most = (float(value) for value in picture.aminmax())  # one look at the pixels; NaN is both
-    if not (isfinite(least) and isfinite(most)):
-        return f"the result holds NaN or infinity in {context.dtype}"
-    return f"the result is all black in {context.dtype}" if most * 255 < 0.5 else None
+    """Why a picture is no result, if it is none."""
+    from pnp_batch.diffusion.model import flaw_in
+
+    flaw = flaw_in(picture)
+    return f"{flaw} in {context.dtype}" if flaw else None
 
 
 def about(unit: Unit) -> dict[str, Any]:

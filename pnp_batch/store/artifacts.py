@@ -218,6 +218,23 @@ class ArtifactStore:
         if used is not None:
             yield from (path for _, path in self.all() if path.name not in used)
 
+    def remove(self, path: Path) -> None:
+        """Removes something of the store, at once for everybody else; what is gone already was removed by another.
+
+        Raises:
+            EnvironmentFailure: It cannot be removed.
+        """
+        aside = self.root / path.relative_to(self.root).parts[0] / temp_name()
+        with disk_errors_named(f"to {self.root}"):
+            try:
+                path.rename(aside)
+            except FileNotFoundError:
+                return
+            if aside.is_dir() and not aside.is_symlink():
+                shutil.rmtree(aside, ignore_errors=True)  # what NFS keeps for a reader is a stale temporary from now on
+            else:
+                aside.unlink()
+
     def remove_stale_temporaries(self) -> None:
         """Removes what killed processes of this machine left half-built."""
         remove_stale_temps(self._temporaries())

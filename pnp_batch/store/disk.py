@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Collection, Iterator
@@ -12,7 +11,6 @@ from pathlib import Path
 
 from pnp_batch.errors import disk_errors_named
 from pnp_batch.store.artifacts import META, ArtifactStore
-from pnp_batch.store.files import temp_name
 
 SAMPLE_BYTES = 32_000_000
 
@@ -77,7 +75,7 @@ def make_room(store: ArtifactStore, stage: str, needed: int, budget: int, keep: 
     for size, path in can_go:
         if total + needed <= budget:
             break
-        _remove(path)
+        store.remove(path)
         total -= size
     return True
 
@@ -90,13 +88,3 @@ def _artifacts(folder: Path) -> Iterator[tuple[int, int, Path]]:
             yield meta.stat().st_mtime_ns, size, meta.parent
         except FileNotFoundError:
             continue  # another worker made room with it
-
-
-def _remove(path: Path) -> None:
-    """Renames first, so that nobody sees half an artifact."""
-    aside = path.parent.parent / temp_name()
-    try:
-        path.rename(aside)
-    except FileNotFoundError:
-        return
-    shutil.rmtree(aside, ignore_errors=True)

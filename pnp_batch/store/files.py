@@ -7,6 +7,7 @@ import re
 import secrets
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -70,6 +71,15 @@ def remove_temps_of(processes: Collection[str], root: Path) -> None:
 
 def _remove(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder. What vanishes meanwhile has none; a link counts itself."""
+    try:
+        found = path.lstat()
+        return sum(map(size_of, path.iterdir())) if stat.S_ISDIR(found.st_mode) else found.st_size
+    except FileNotFoundError:
+        return 0
 
 
 def write_atomic(path: Path, data: bytes | str, temp_in: Path | None = None) -> None:

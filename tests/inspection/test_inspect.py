@@ -172,3 +172,14 @@ def test_places_run_from_the_first_to_the_last() -> None:
     assert places(50, 6) == [0, 10, 20, 29, 39, 49]
     assert places(3, 6) == [0, 1, 2]
     assert places(5, 1) == [0]
+
+
+@pytest.mark.parametrize("what", ["features", "attention", "trajectory"])
+def test_an_input_with_several_step_counts_is_shown_once_for_each(project: Project, what: str) -> None:
+    longer = {"prompt": "a red star", "num_inference_steps": 10}
+    project.write([INPUTS[0] | {"prompts": ["a red star", longer]}, INPUTS[1]]).pnp("run")
+    inspected(project, what, "--input", "0", "--layers", "7", "--timesteps", "1")
+    page = (project.output / f"inspect/{what}.html").read_text()
+    assert page.count("<h2>") == 2
+    for steps in (5, 10):
+        assert f"num_inference_steps {steps}" in page

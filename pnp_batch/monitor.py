@@ -129,6 +129,10 @@ class View(Protocol):
 class Monitor:
     """Collects what the stages report. It is the `Events` of a run.
 
+    Attributes:
+        state: How far it is.
+        about: What else the progress file says of the run.
+
     Args:
         estimate: Of the plan.
         root: The output folder.
@@ -138,7 +142,7 @@ class Monitor:
 
     def __init__(self, estimate: Estimate, root: Path, view: View, about: Mapping[str, Any] | None = None) -> None:
         self.state = State(estimate.sources, estimate.translations, estimate.rows)
-        self._root, self._view, self._about = root, view, dict(about or {})
+        self._root, self._view, self.about = root, view, dict(about or {})
         self._begin = time.monotonic()
         self._started = time.time()
         self._computing_began: float | None = None
@@ -226,7 +230,7 @@ class Monitor:
             self._write(ended=force)
 
     def _write(self, ended: bool) -> None:
-        content = {**asdict(self.state), **self._about} | {
+        content = {**asdict(self.state), **self.about} | {
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "started": self._started,

@@ -15,13 +15,15 @@ from pnp_batch.inputs import Translation
 from pnp_batch.manifest import Manifest
 from pnp_batch.monitor import PROGRESS_FILE, WorkerState
 from pnp_batch.plan import TRAJECTORY_SETTINGS, Estimate, Job, Plan, jobs_of
-from pnp_batch.runner import Worker, ledger_of
+from pnp_batch.runner import Silent, Worker, ledger_of
 from pnp_batch.stages import videos
 from pnp_batch.stages.work import Item, Unit, items_of
 from pnp_batch.store.files import is_alive
 from pnp_batch.store.keys import sha256
 
 LARGE = 20_000  # results from which on looking at every one of them takes more than a few seconds
+
+DTYPES = ("float32", "float16", "bfloat16")  # that results may have been computed in
 
 STALE_SECONDS = 600.0  # a run on another machine that has not written its progress for so long is not going on
 
@@ -55,6 +57,19 @@ class Survey:
     quarantined: int = 0
     left: Estimate = field(default_factory=Estimate)
     retries: Estimate = field(default_factory=Estimate)
+
+
+def as_last_run(plan: Plan) -> Plan:
+    """A plan to look at results with: where its dtype is `auto`, that of the last run.
+
+    That run may have had a GPU where this machine has none, or the other way round, and its dtype is in the keys.
+    """
+    run, worker = plan.manifest.run, Worker(plan.manifest, plan.checkpoint, Silent())
+    noted = (progress(plan.manifest.output) or {}).get("dtype") if run.dtype == "auto" else None
+    changed = {"dtype": noted or run.dtype_on(worker.device_type)}
+    if not worker.is_at_work_here:
+        changed["devices"] = "auto"  # measuring and looking inside are done with what there is
+    return replace(plan, manifest=plan.manifest.with_run(changed))
 
 
 def survey(plan: Plan, worker: Worker) -> Survey:
@@ -143,11 +158,14 @@ def _add_retries(estimate: Estimate, plan: Plan, job: Job, translations: Sequenc
 def keys_in_use(plan: Plan, worker: Worker) -> Iterator[str]:
     """Keys of all artifacts that a plan names; pictures whose digest is not known are decoded to tell theirs.
 
+    Those of every dtype, whatever the manifest and this machine say: another machine may have made what is here.
+
     Raises:
         ItemError: A picture cannot be read, so that its artifacts cannot be told from unused ones.
     """
-    for package in plan.packages():
-        items = items_of(package.jobs, worker.context)
+    contexts = [replace(worker.context, dtype=dtype) for dtype in DTYPES]
+    for package, context in ((package, context) for package in plan.packages() for context in contexts):
+        items = items_of(package.jobs, context)
         for item in items:
             yield item.key
             for unit in item.units:
@@ -155,7 +173,7 @@ def keys_in_use(plan: Plan, worker: Worker) -> Iterator[str]:
                 if artifact := unit.find():  # in float32, where the result fell back to that
                     yield from (artifact.key, artifact.meta["trajectory"])
                 yield from _keys_of_verdict(unit)
-        yield from videos.keys_of(worker.context, items)
+        yield from videos.keys_of(context, items)
 
 
 def _keys_of_verdict(unit: Unit) -> Iterator[str]:

@@ -409,6 +409,27 @@ def test_collecting_garbage_keeps_what_the_manifest_names(done: Project) -> None
     assert done.progress()["rows"] == 0 and done.pictures() == pictures
 
 
+@pytest.mark.parametrize("devices", ["auto", "cuda"])
+def test_results_of_another_kind_of_machine_are_found_measured_and_kept(project: Project, devices: str) -> None:
+    """A GPU computes in half precision, and the machine that looks at its results often has none."""
+    inputs = [{"image": project.picture("a.png"), "prompts": PROMPTS}]
+    project.write(inputs, run={"dtype": "float16"}).pnp("run")
+    project.write(inputs, run={"devices": devices})
+    counts = json.loads(project.pnp("status", "--json"))
+    assert (counts["inverted"], counts["translated"], counts["assembled"]) == (1, 2, 2)
+    assert project.pnp("evaluate") and (project.output / "metrics.jsonl").read_text().count("\n") == 2
+    assert Path(project.pnp("inspect trajectory", "--timesteps", "2").strip()).is_file()
+    (project.output / "progress.json").unlink()
+    assert "in 0 places" in project.pnp("store gc", "--unused")
+
+
+def test_a_device_that_is_not_here_stops_a_run_and_nothing_else(project: Project) -> None:
+    project.write([{"image": project.picture("a.png"), "prompts": PROMPTS}], run={"devices": "cuda:99"})
+    assert "'cuda:99' cannot be used" in project.pnp("run", code=3)
+    assert json.loads(project.pnp("status", "--json"))["translated"] == 0
+    assert "to compute: 2 results" in project.pnp("run", "--dry-run")
+
+
 @pytest.mark.parametrize("place", ["output_dir", "store"])
 def test_a_file_where_a_folder_should_be_is_found_before_anything_starts(project: Project, place: str) -> None:
     (project.folder / "file").touch()

@@ -97,6 +97,14 @@ class Job:
         """Steps of the grid its trajectory is made on; None where that is the sampling grid itself."""
         return self.source.generate.num_inference_steps if self.source.generate else self.settings.num_inversion_steps
 
+    @property
+    def generated(self) -> dict[str, Any] | None:
+        """How its picture is sampled, the number of steps decided; None for a picture from a file."""
+        if self.source.generate is None:
+            return None
+        steps = self.own_steps or self.settings.num_inference_steps
+        return self.source.generate.model_dump() | {"num_inference_steps": steps}
+
 
 @dataclass(frozen=True)
 class Package:
@@ -371,11 +379,8 @@ def trajectory_key(job: Job, pixels: str | None, fingerprint: str, dtype: str) -
         "size": job.size,
         "num_inference_steps": settings.num_inference_steps,
     }
-    if job.source.generate:
-        content |= {
-            "generate": job.source.generate.model_dump()
-            | {"num_inference_steps": job.own_steps or settings.num_inference_steps}
-        }
+    if job.generated is not None:
+        content |= {"generate": job.generated}
     else:
         content |= {"pixels": pixels, **{name: getattr(settings, name) for name in INVERSION_SETTINGS}}
         if settings.inversion_method == "ddim":

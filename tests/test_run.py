@@ -290,6 +290,24 @@ def test_names_cannot_escape_or_collide(project: Project) -> None:
     assert not [p for p in project.folder.rglob("*passwd*") if project.output not in p.parents]
 
 
+def test_results_of_generated_pictures_say_how_these_were_made(project: Project) -> None:
+    specs = [
+        {"prompt": "a horse", "seed": 5},
+        {"prompt": "a horse", "seed": 5, "guidance_scale": 3, "negative_prompt": "a"},
+    ]
+    project.write([{"generate": spec, "prompts": ["a zebra"]} for spec in specs]).pnp("run")
+    rows = project.rows()
+    assert [(row["generate"]["guidance_scale"], row["generate"]["negative_prompt"]) for row in rows] == [
+        (7.5, ""),
+        (3, "a"),
+    ]
+    for row in rows:
+        assert row["generate"]["num_inference_steps"] == 5  # as many as of the result, where none are given
+        assert not any(name.startswith(("inversion_method", "inversion_prompt", "num_inversion")) for name in row)
+        with Image.open(project.output / row["file_name"]) as picture:
+            assert json.loads(picture.text["pnp-batch"])["generate"] == row["generate"]
+
+
 def test_generated_guidance_pictures(project: Project) -> None:
     spec = {"prompt": "a horse", "seed": 50, "guidance_scale": 5.0}
     project.write(

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import yaml
 from films import ffmpeg, film, tones
+from PIL import Image
 from running import Project, start
 from typer.testing import CliRunner
 
@@ -227,6 +228,9 @@ class TestFrames:
         pictures = [project.output / f"{row['file_name']}" for row in rows if row is not video]
         for frame, picture in zip(frames, sorted(pictures), strict=True):
             assert np.array_equal(iio.imread(frame), iio.imread(picture))
+            with Image.open(frame) as opened:
+                settings = json.loads(opened.text["pnp-batch"])
+            assert settings["container"] == "frames" and settings.items() <= video.items()
         assert video["frame_rate"] == 10
 
     def test_status_and_dry_run_count_videos_as_results_and_frames_as_sources(self, project: Project) -> None:

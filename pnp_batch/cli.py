@@ -246,12 +246,13 @@ def _counted(last: Mapping[str, Any]) -> str:
 
 def _surveyed(counts: Survey, *, gate: bool) -> str:
     """What is there by stage."""
-    lines = [
-        f"{'stage':<10} {'done':>9} {'failed':>9} {'left':>9}",
-        f"{'invert':<10} {counts.inverted:>9} {'':>9} {counts.sources - counts.inverted:>9}",
-    ]
-    for stage, done in (("translate", counts.translated), ("assemble", counts.assembled)):
-        lines.append(f"{stage:<10} {done:>9} {counts.failed:>9} {counts.translations - done - counts.failed:>9}")
+    lines = [f"{'stage':<10} {'done':>9} {'failed':>9} {'left':>9}"]
+    for stage, done, failed, of in (
+        ("invert", counts.inverted, counts.not_inverted, counts.sources),
+        ("translate", counts.translated, counts.failed, counts.translations),
+        ("assemble", counts.assembled, counts.failed, counts.translations),
+    ):
+        lines.append(f"{stage:<10} {done:>9} {failed:>9} {of - done - failed:>9}")
     if gate:
         words = ("passed", "flagged", "not judged")
         lines.append("quality: " + ", ".join(f"{counts.judged.get(word, 0)} {word}" for word in words))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pnp_batch.failures import FailureList
+from pnp_batch.failures import FailureList, Row
 from pnp_batch.inputs import Translation
 from pnp_batch.manifest import Manifest
 from pnp_batch.monitor import PROGRESS_FILE, WorkerState
@@ -25,6 +25,8 @@ LARGE = 20_000  # results from which on looking at every one of them takes more 
 
 DTYPES = ("float32", "float16", "bfloat16")  # that results may have been computed in
 
+BEFORE_TRAJECTORY = ("read", "invert")  # stages of failures
+
 STALE_SECONDS = 600.0  # a run on another machine that has not written its progress for so long is not going on
 
 
@@ -35,6 +37,7 @@ class Survey:
     Attributes:
         sources: In the plan.
         inverted: Of them with a trajectory.
+        not_inverted: Of them those all of whose results are listed in `failures.jsonl` as failed before there was a trajectory.
         translations: Results in the plan.
         translated: Of them with a picture in the store.
         assembled: Of them with a file in the output folder.
@@ -48,6 +51,7 @@ class Survey:
 
     sources: int = 0
     inverted: int = 0
+    not_inverted: int = 0
     translations: int = 0
     translated: int = 0
     assembled: int = 0
@@ -88,12 +92,19 @@ def survey(plan: Plan, worker: Worker) -> Survey:
     return result
 
 
-def _count(result: Survey, item: Item, plan: Plan, worker: Worker, listed: Collection[str]) -> None:
+def _failed_to_invert(item: Item, listed: Mapping[str, Row]) -> bool:
+    """Whether all results of a picture without a trajectory are listed as failed on the way to one."""
+    rows = [listed.get(unit.id) for unit in item.units]
+    return all(row is not None and row["stage"] in BEFORE_TRAJECTORY for row in rows)
+
+
+def _count(result: Survey, item: Item, plan: Plan, worker: Worker, listed: Mapping[str, Row]) -> None:
     """Counts a picture and its results."""
     job = item.job
     known = item.knows_key()
     has_trajectory = known and _is_there(worker, "invert", item.key)
     result.inverted += has_trajectory
+    result.not_inverted += not has_trajectory and _failed_to_invert(item, listed)
     missing, open_ = [], []
     for unit in item.units:
         done = known and _is_there(worker, "translate", unit.key)
@@ -118,7 +129,7 @@ def _count(result: Survey, item: Item, plan: Plan, worker: Worker, listed: Colle
 
 
 def _count_frames(
-    result: Survey, items: Sequence[Item], plan: Plan, worker: Worker, listed: Collection[str], whole: dict[str, bool]
+    result: Survey, items: Sequence[Item], plan: Plan, worker: Worker, listed: Mapping[str, Row], whole: dict[str, bool]
 ) -> None:
     """Counts the frames of a window as sources, and at the end of a clip its videos as results.
 
@@ -130,6 +141,7 @@ def _count_frames(
         has_trajectory = knows and _is_there(worker, "invert", item.key)
         result.sources += not job.is_repeat
         result.inverted += has_trajectory and not job.is_repeat
+        result.not_inverted += not (has_trajectory or job.is_repeat) and _failed_to_invert(item, listed)
         for unit in item.units:
             done = (all(known) if job.is_joint else knows) and _is_there(worker, "translate", unit.key)
             whole[unit.id] = whole.get(unit.id, True) and done

@@ -190,6 +190,15 @@ def test_failed_yaml_is_a_manifest_of_just_the_failed_items_with_the_same_names(
     assert {row["file_name"] for row in project.rows()} == again and project.progress()["rows"] == 0
 
 
+def test_status_counts_what_failed_at_every_stage(project: Project) -> None:
+    (project.folder / "b.png").write_text("nonsense")
+    inputs = [project.picture("a.png"), "b.png", project.picture("c.png", 1)]
+    project.write([{"image": name, "prompts": PROMPTS} for name in inputs[:2]]).pnp("run", code=1)
+    project.write([{"image": name, "prompts": PROMPTS} for name in inputs])
+    lines = [line.split() for line in project.pnp("status").splitlines()]
+    assert ["invert", "1", "1", "1"] in lines and ["translate", "2", "2", "2"] in lines
+
+
 def test_retry_failed_tries_just_those(project: Project) -> None:
     names = [project.picture("a.png"), "b.png"]
     (project.folder / "b.png").write_text("nonsense")

@@ -248,7 +248,7 @@ def _surveyed(counts: Survey, *, gate: bool) -> str:
     """What is there by stage."""
     lines = [f"{'stage':<10} {'done':>9} {'failed':>9} {'left':>9}"]
     for stage, done, failed, of in (
-        ("invert", counts.inverted, counts.not_inverted, counts.sources),
+        ("invert", counts.inverted, counts.not_inverted, counts.trajectories),
         ("translate", counts.translated, counts.failed, counts.translations),
         ("assemble", counts.assembled, counts.failed, counts.translations),
     ):
@@ -733,7 +733,7 @@ def _show_estimate(plan: Plan) -> None:
     counts = survey(plan, worker)
     left = counts.left
     print(f"{counts.translations} results of {counts.sources} guidance images; {counts.translated} are there already")
-    print(f"to compute: {left.translations} results of {left.sources} guidance images")
+    print(f"to compute: {left.translations} results, {left.trajectories} trajectories")
     print(
         f"UNet rows:  {left.rows} ({left.inversion_rows} inversion, {left.source_rows} source, {left.target_rows} target)"
     )

@@ -67,7 +67,7 @@ class State:
     """How far a run is.
 
     Attributes:
-        sources: In the plan.
+        trajectories: In the plan.
         translations: Results in the plan.
         done: Results that are there.
         failed: Results that failed.
@@ -85,7 +85,7 @@ class State:
         workers: Those in other processes.
     """
 
-    sources: int
+    trajectories: int
     translations: int
     rows_total: int
     done: int = 0
@@ -141,7 +141,7 @@ class Monitor:
     """
 
     def __init__(self, estimate: Estimate, root: Path, view: View, about: Mapping[str, Any] | None = None) -> None:
-        self.state = State(estimate.sources, estimate.translations, estimate.rows)
+        self.state = State(estimate.trajectories, estimate.translations, estimate.rows)
         self._root, self._view, self.about = root, view, dict(about or {})
         self._begin = time.monotonic()
         self._started = time.time()
@@ -300,7 +300,7 @@ class LiveView:
         """Moves the bars; the first call draws them."""
         self._progress.start()
         failed = f"[red]{state.failed} failed[/red]" if state.failed else "0 failed"
-        self._bar("inversions", state.inverted, state.sources, "this run")
+        self._bar("inversions", state.inverted, state.trajectories, "this run")
         self._bar("results", state.at_least_done, state.translations, failed)
         self._bar("UNet rows", state.rows_settled, state.rows_total, f"{state.rate:.1f}/s  ETA {clock(state.eta)}")
         for worker in state.workers:

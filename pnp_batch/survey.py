@@ -35,9 +35,10 @@ class Survey:
     """Counts of a plan as the store has it.
 
     Attributes:
-        sources: In the plan.
-        inverted: Of them with a trajectory.
-        not_inverted: Of them those all of whose results are listed in `failures.jsonl` as failed before there was a trajectory.
+        sources: Guidance images in the plan; a video is one.
+        trajectories: Of them one for each set of settings that decides it, and for each frame.
+        inverted: Of the trajectories those that are there.
+        not_inverted: Of the trajectories those whose results all failed before it was there, as `failures.jsonl` says.
         translations: Results in the plan.
         translated: Of them with a picture in the store.
         assembled: Of them with a file in the output folder.
@@ -50,6 +51,7 @@ class Survey:
     """
 
     sources: int = 0
+    trajectories: int = 0
     inverted: int = 0
     not_inverted: int = 0
     translations: int = 0
@@ -81,13 +83,16 @@ def survey(plan: Plan, worker: Worker) -> Survey:
     result = Survey()
     failed = FailureList(plan.manifest).rows
     whole: dict[str, bool] = {}  # by video, whether all frames so far are there
+    sources: set[int] = set()  # hashes: of a million pictures the names would fill memory
     for package in plan.packages():
+        sources.update(hash(job.source.place) for job in package.jobs)
         items = items_of(package.jobs, worker.context)
         if package.jobs[0].window is None:
             for item in items:
                 _count(result, item, plan, worker, failed)
         else:
             _count_frames(result, items, plan, worker, failed, whole)
+    result.sources = len(sources)
     result.quarantined = len(worker.ledger.quarantined())
     return result
 
@@ -120,7 +125,7 @@ def _count(result: Survey, item: Item, plan: Plan, worker: Worker, listed: Mappi
             missing.append(unit.translation)
         if stands is None:
             open_.append(unit.translation)
-    result.sources += 1
+    result.trajectories += 1
     result.translations += len(item.units)
     if missing:
         result.left.add(replace(job, translations=tuple(missing)), plan.checkpoint, has_trajectory=has_trajectory)
@@ -131,7 +136,7 @@ def _count(result: Survey, item: Item, plan: Plan, worker: Worker, listed: Mappi
 def _count_frames(
     result: Survey, items: Sequence[Item], plan: Plan, worker: Worker, listed: Mapping[str, Row], whole: dict[str, bool]
 ) -> None:
-    """Counts the frames of a window as sources, and at the end of a clip its videos as results.
+    """Counts the trajectories of a window's frames, and at the end of a clip its videos as results.
 
     The key of a frame that is translated with its window is known once all of them are.
     """
@@ -139,7 +144,7 @@ def _count_frames(
     for item, knows in zip(items, known, strict=True):
         job, missing = item.job, []
         has_trajectory = knows and _is_there(worker, "invert", item.key)
-        result.sources += not job.is_repeat
+        result.trajectories += not job.is_repeat
         result.inverted += has_trajectory and not job.is_repeat
         result.not_inverted += not (has_trajectory or job.is_repeat) and _failed_to_invert(item, listed)
         for unit in item.units:

@@ -206,7 +206,7 @@ def test_retry_failed_tries_just_those(project: Project) -> None:
     project.pnp("run", code=1)
     project.picture("b.png", seed=1)
     project.pnp("run", "--retry-failed")
-    assert project.progress()["sources"] == 1 and project.progress()["translated"] == 2
+    assert project.progress()["trajectories"] == 1 and project.progress()["translated"] == 2
     assert project.failures() == [] and not (project.output / "failed.yaml").exists()
     assert len(project.rows()) == 4
 
@@ -225,6 +225,24 @@ def test_limit_takes_the_first_pictures_and_keeps_later_runs_consistent(project:
     assert [row["source"] for row in project.rows()] == ["0.png", "1.png"]
     project.pnp("run")
     assert len(project.rows()) == 3
+
+
+def test_all_verbs_count_the_same_guidance_images(project: Project) -> None:
+    """Settings that decide the inversion give a picture more than one trajectory, but leave it one picture."""
+    prompts = [
+        "x",
+        {"prompt": "y", "num_inference_steps": 2},
+        {"prompt": "z", "height": 32},
+        {"prompt": "x", "seed": 1},
+    ]
+    inputs = [{"image": project.picture(f"{i}.png", i), "prompts": prompts[i:]} for i in range(2)]
+    project.write([*inputs, {"image": "0.png", "prompts": ["w"]}])
+    counted = "8 results of 3 guidance images"
+    assert counted in project.pnp("validate")
+    printed = project.pnp("run", "--dry-run")
+    assert counted in printed and "to compute: 8 results, 7 trajectories" in printed
+    status = json.loads(project.pnp("status", "--json"))
+    assert (status["sources"], status["trajectories"], status["inverted"]) == (3, 7, 0)
 
 
 def test_dry_run_computes_nothing_and_its_count_is_right(project: Project) -> None:

@@ -144,7 +144,6 @@ class Driver:
             state.rows,
         )
         return Summary(
-            sources=state.sources,
             translations=state.translations,
             done=state.done,
             failed=state.failed,
@@ -175,7 +174,7 @@ def driving(run: Run) -> Iterator[Driver]:
         driver.tidy()
         driver.may_go_on()
         state = driver.monitor.state
-        log.info("run of %s: %d results of %d sources", manifest.path, state.translations, state.sources)
+        log.info("run of %s: %d results of %d trajectories", manifest.path, state.translations, state.trajectories)
         try:
             yield driver
         finally:

@@ -243,13 +243,13 @@ def status(
     """How far a run is; works from any shell, while it runs and after."""
     from dataclasses import asdict
 
-    from pnp_batch.survey import counted_by_run, progress, survey, workers
+    from pnp_batch.survey import as_last_run, counted_by_run, progress, survey, workers
 
     loaded = _load(manifest)
     if not exact and not as_json and (last := counted_by_run(loaded)):
         print(f"{manifest}: {_state(last)}\n{_counted(last)}")
     else:
-        plan = _plan(loaded, quiet=True)
+        plan = as_last_run(_plan(loaded, quiet=True))
         counts, last = survey(plan, _worker(plan)), progress(loaded.output)
         if as_json:
             print(json.dumps({**asdict(counts), "run": last}, indent=1))
@@ -276,12 +276,13 @@ def _counted(last: Mapping[str, Any]) -> str:
 
 def _surveyed(counts: Survey, *, gate: bool) -> str:
     """What is there by stage."""
-    lines = [
-        f"{'stage':<10} {'done':>9} {'failed':>9} {'left':>9}",
-        f"{'invert':<10} {counts.inverted:>9} {'':>9} {counts.sources - counts.inverted:>9}",
-    ]
-    for stage, done in (("translate", counts.translated), ("assemble", counts.assembled)):
-        lines.append(f"{stage:<10} {done:>9} {counts.failed:>9} {counts.translations - done - counts.failed:>9}")
+    lines = [f"{'stage':<10} {'done':>9} {'failed':>9} {'left':>9}"]
+    for stage, done, failed, of in (
+        ("invert", counts.inverted, counts.not_inverted, counts.trajectories),
+        ("translate", counts.translated, counts.failed, counts.translations),
+        ("assemble", counts.assembled, counts.failed, counts.translations),
+    ):
+        lines.append(f"{stage:<10} {done:>9} {failed:>9} {of - done - failed:>9}")
     if gate:
         words = ("passed", "flagged", "not judged")
         lines.append("quality: " + ", ".join(f"{counts.judged.get(word, 0)} {word}" for word in words))
@@ -330,10 +331,11 @@ def evaluate(
     from pnp_batch.evaluation.scores import scores
     from pnp_batch.evaluation.summary import by_method, method_table, pie_table, reasons
     from pnp_batch.store.files import write_atomic
+    from pnp_batch.survey import as_last_run
 
     if json_file is not None:
         _check_writable(json_file, "--json")
-    plan = _plan(_load(manifest), quiet=True)
+    plan = as_last_run(_plan(_load(manifest), quiet=True))
     worker = _worker(plan)
     found = _watched(scores(plan, worker.context), plan)
     clips = sum(given.video is not None for given in plan.manifest.inputs)
@@ -395,10 +397,11 @@ def inspect(
     """Look inside: PCA of features or self-attention, or the denoising trajectory, as PNG and one HTML page."""
     from pnp_batch.inspection import page, sheets
     from pnp_batch.inspection.subjects import subjects
+    from pnp_batch.survey import as_last_run
 
     if what not in page.ABOUT:
         raise typer.BadParameter(f"'{what}' is not one of {', '.join(page.ABOUT)}", param_hint="WHAT")
-    plan = _plan(_load(manifest), quiet=True)
+    plan = as_last_run(_plan(_load(manifest), quiet=True))
     at = _layers(what, layers, plan)
     context = _worker(plan).context
     chosen = subjects(plan, context, inputs or ())
@@ -775,7 +778,7 @@ def _show_estimate(plan: Plan) -> None:
     counts = survey(plan, worker)
     left = counts.left
     print(f"{counts.translations} results of {counts.sources} guidance images; {counts.translated} are there already")
-    print(f"to compute: {left.translations} results of {left.sources} guidance images")
+    print(f"to compute: {left.translations} results, {left.trajectories} trajectories")
     print(
         f"UNet rows:  {left.rows} ({left.inversion_rows} inversion, {left.source_rows} source, {left.target_rows} target)"
     )

@@ -62,6 +62,11 @@ class Source:
     loc: Loc
     video: VideoSpec | None = None
 
+    @property
+    def place(self) -> tuple[Loc, str]:
+        """Where in the manifest it stands: an input may hold many, and two inputs the same one."""
+        return self.loc, self.name
+
 
 @dataclass(frozen=True)
 class Translation:

@@ -67,7 +67,7 @@ class State:
     """How far a run is.
 
     Attributes:
-        sources: In the plan.
+        trajectories: In the plan.
         translations: Results in the plan.
         done: Results that are there.
         failed: Results that failed.
@@ -85,7 +85,7 @@ class State:
         workers: Those in other processes.
     """
 
-    sources: int
+    trajectories: int
     translations: int
     rows_total: int
     done: int = 0
@@ -129,6 +129,10 @@ class View(Protocol):
 class Monitor:
     """Collects what the stages report. It is the `Events` of a run.
 
+    Attributes:
+        state: How far it is.
+        about: What else the progress file says of the run.
+
     Args:
         estimate: Of the plan.
         root: The output folder.
@@ -137,8 +141,8 @@ class Monitor:
     """
 
     def __init__(self, estimate: Estimate, root: Path, view: View, about: Mapping[str, Any] | None = None) -> None:
-        self.state = State(estimate.sources, estimate.translations, estimate.rows)
-        self._root, self._view, self._about = root, view, dict(about or {})
+        self.state = State(estimate.trajectories, estimate.translations, estimate.rows)
+        self._root, self._view, self.about = root, view, dict(about or {})
         self._begin = time.monotonic()
         self._started = time.time()
         self._computing_began: float | None = None
@@ -226,7 +230,7 @@ class Monitor:
             self._write(ended=force)
 
     def _write(self, ended: bool) -> None:
-        content = {**asdict(self.state), **self._about} | {
+        content = {**asdict(self.state), **self.about} | {
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "started": self._started,
@@ -296,7 +300,7 @@ class LiveView:
         """Moves the bars; the first call draws them."""
         self._progress.start()
         failed = f"[red]{state.failed} failed[/red]" if state.failed else "0 failed"
-        self._bar("inversions", state.inverted, state.sources, "this run")
+        self._bar("inversions", state.inverted, state.trajectories, "this run")
         self._bar("results", state.at_least_done, state.translations, failed)
         self._bar("UNet rows", state.rows_settled, state.rows_total, f"{state.rate:.1f}/s  ETA {clock(state.eta)}")
         for worker in state.workers:

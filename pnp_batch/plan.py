@@ -97,6 +97,14 @@ class Job:
         """Steps of the grid its trajectory is made on; None where that is the sampling grid itself."""
         return self.source.generate.num_inference_steps if self.source.generate else self.settings.num_inversion_steps
 
+    @property
+    def generated(self) -> dict[str, Any] | None:
+        """How its picture is sampled, the number of steps decided; None for a picture from a file."""
+        if self.source.generate is None:
+            return None
+        steps = self.own_steps or self.settings.num_inference_steps
+        return self.source.generate.model_dump() | {"num_inference_steps": steps}
+
 
 @dataclass(frozen=True)
 class Package:
@@ -157,9 +165,19 @@ def package_from_json(text: str, store: Path, ledger: Ledger | None = None) -> P
 
 @dataclass
 class Estimate:
-    """What a plan costs, counted before anything runs."""
+    """What a plan costs, counted before anything runs.
 
-    sources: int = 0
+    Attributes:
+        trajectories: To be made: one for each guidance image, or frame, and each set of settings that decides it.
+        translations: Results.
+        inversion_rows: UNet rows of trajectories.
+        source_rows: UNet rows that read features of guidance images.
+        target_rows: UNet rows of results.
+        disk_bytes: At most.
+        row_cells: UNet rows times the latent cells of each.
+    """
+
+    trajectories: int = 0
     translations: int = 0
     inversion_rows: int = 0
     source_rows: int = 0
@@ -183,7 +201,7 @@ class Estimate:
         if job.is_joint:  # each segment's keyframe goes first, and every frame's features are read at every step
             source = round(job.settings.num_inference_steps * (1 + 1 / SEGMENT))
             target = round(target * (1 + 1 / SEGMENT))
-        self.sources += not job.is_repeat
+        self.trajectories += not has_trajectory
         self.translations += len(job.translations) if job.place == 0 else 0  # a video is one result a prompt
         self.inversion_rows += inversion
         self.source_rows += source
@@ -262,7 +280,7 @@ class Plan:
         return packages_of(self.jobs())
 
     def estimate(self) -> Estimate:
-        """Counts sources, results, UNet rows and bytes."""
+        """Counts trajectories, results, UNet rows and bytes."""
         estimate = Estimate()
         for job in self.jobs():
             estimate.add(job, self.checkpoint)
@@ -385,11 +403,8 @@ def trajectory_key(job: Job, pixels: str | None, fingerprint: str, dtype: str) -
         "size": job.size,
         "num_inference_steps": settings.num_inference_steps,
     }
-    if job.source.generate:
-        content |= {
-            "generate": job.source.generate.model_dump()
-            | {"num_inference_steps": job.own_steps or settings.num_inference_steps}
-        }
+    if job.generated is not None:
+        content |= {"generate": job.generated}
     else:
         content |= {"pixels": pixels, **{name: getattr(settings, name) for name in INVERSION_SETTINGS}}
         if settings.inversion_method == "ddim":

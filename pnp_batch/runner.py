@@ -68,7 +68,7 @@ class Worker:
     def context(self) -> Context:
         """The context of the stages; costs reading the model's files once, if they changed."""
         run = self.manifest.run
-        device = self._device_type
+        device = self.device_type
         return Context(
             store=self.store,
             digests=self.digests,
@@ -218,15 +218,18 @@ class Worker:
             unit.is_assembled = unit.is_assembled or is_assembled[unit.id, unit.item.job.place]
 
     @cached_property
-    def _device_type(self) -> str:
+    def device_type(self) -> str:
         """`cpu` or `cuda`; torch is asked only where there could be a GPU, since importing it takes seconds.
 
-        A cluster's workers are not asked for: the keys are those of their device, also where this machine has none.
+        A device that the manifest names decides the keys also where this machine has none, as that of a cluster's workers does;
+        whether it is here is asked when the model is loaded.
         """
         wanted = self.manifest.run.device
         if (elsewhere := self.manifest.run.device_elsewhere) is not None:
             return elsewhere
-        if wanted == "cpu" or (wanted == "auto" and not NVIDIA_DRIVER.exists()):
+        if wanted != "auto":
+            return wanted.partition(":")[0]
+        if not NVIDIA_DRIVER.exists():
             return "cpu"
         from pnp_batch.diffusion.model import pick_device
 
@@ -235,7 +238,7 @@ class Worker:
     @property
     def is_at_work_here(self) -> bool:
         """Whether this machine has the kind of device that the work is done on, so that it can tell how long that takes."""
-        return self._device_type == "cpu" or NVIDIA_DRIVER.exists()
+        return self.device_type == "cpu" or NVIDIA_DRIVER.exists()
 
     def _load_model(self, dtype: str) -> DiffusionModel:
         from pnp_batch.diffusion.model import load_model, pick_device

@@ -5,23 +5,27 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pnp_batch.failures import FailureList
+from pnp_batch.failures import FailureList, Row
 from pnp_batch.inputs import Translation
 from pnp_batch.manifest import Manifest
 from pnp_batch.monitor import PROGRESS_FILE, WorkerState
 from pnp_batch.plan import TRAJECTORY_SETTINGS, Estimate, Job, Plan, jobs_of
-from pnp_batch.runner import Worker, ledger_of
+from pnp_batch.runner import Silent, Worker, ledger_of
 from pnp_batch.stages import videos
 from pnp_batch.stages.work import Item, Unit, items_of
 from pnp_batch.store.files import is_alive
 from pnp_batch.store.keys import sha256
 
 LARGE = 20_000  # results from which on looking at every one of them takes more than a few seconds
+
+DTYPES = ("float32", "float16", "bfloat16")  # that results may have been computed in
+
+BEFORE_TRAJECTORY = ("read", "invert")  # stages of failures
 
 STALE_SECONDS = 600.0  # a run on another machine that has not written its progress for so long is not going on
 
@@ -31,8 +35,10 @@ class Survey:
     """Counts of a plan as the store has it.
 
     Attributes:
-        sources: In the plan.
-        inverted: Of them with a trajectory.
+        sources: Guidance images in the plan; a video is one.
+        trajectories: Of them one for each set of settings that decides it, and for each frame.
+        inverted: Of the trajectories those that are there.
+        not_inverted: Of the trajectories those whose results all failed before it was there, as `failures.jsonl` says.
         translations: Results in the plan.
         translated: Of them with a picture in the store.
         assembled: Of them with a file in the output folder.
@@ -45,7 +51,9 @@ class Survey:
     """
 
     sources: int = 0
+    trajectories: int = 0
     inverted: int = 0
+    not_inverted: int = 0
     translations: int = 0
     translated: int = 0
     assembled: int = 0
@@ -57,28 +65,51 @@ class Survey:
     retries: Estimate = field(default_factory=Estimate)
 
 
+def as_last_run(plan: Plan) -> Plan:
+    """A plan to look at results with: where its dtype is `auto`, that of the last run.
+
+    That run may have had a GPU where this machine has none, or the other way round, and its dtype is in the keys.
+    """
+    run, worker = plan.manifest.run, Worker(plan.manifest, plan.checkpoint, Silent())
+    noted = (progress(plan.manifest.output) or {}).get("dtype") if run.dtype == "auto" else None
+    changed = {"dtype": noted or run.dtype_on(worker.device_type)}
+    if not worker.is_at_work_here:
+        changed["devices"] = "auto"  # measuring and looking inside are done with what there is
+    return replace(plan, manifest=plan.manifest.with_run(changed))
+
+
 def survey(plan: Plan, worker: Worker) -> Survey:
     """Counts what is there. Pictures that were never decoded are not decoded now: nothing of them can be done."""
     result = Survey()
     failed = FailureList(plan.manifest).rows
     whole: dict[str, bool] = {}  # by video, whether all frames so far are there
+    sources: set[int] = set()  # hashes: of a million pictures the names would fill memory
     for package in plan.packages():
+        sources.update(hash(job.source.place) for job in package.jobs)
         items = items_of(package.jobs, worker.context)
         if package.jobs[0].window is None:
             for item in items:
                 _count(result, item, plan, worker, failed)
         else:
             _count_frames(result, items, plan, worker, failed, whole)
+    result.sources = len(sources)
     result.quarantined = len(worker.ledger.quarantined())
     return result
 
 
-def _count(result: Survey, item: Item, plan: Plan, worker: Worker, listed: Collection[str]) -> None:
+def _failed_to_invert(item: Item, listed: Mapping[str, Row]) -> bool:
+    """Whether all results of a picture without a trajectory are listed as failed on the way to one."""
+    rows = [listed.get(unit.id) for unit in item.units]
+    return all(row is not None and row["stage"] in BEFORE_TRAJECTORY for row in rows)
+
+
+def _count(result: Survey, item: Item, plan: Plan, worker: Worker, listed: Mapping[str, Row]) -> None:
     """Counts a picture and its results."""
     job = item.job
     known = item.knows_key()
     has_trajectory = known and _is_there(worker, "invert", item.key)
     result.inverted += has_trajectory
+    result.not_inverted += not has_trajectory and _failed_to_invert(item, listed)
     missing, open_ = [], []
     for unit in item.units:
         done = known and _is_there(worker, "translate", unit.key)
@@ -94,7 +125,7 @@ def _count(result: Survey, item: Item, plan: Plan, worker: Worker, listed: Colle
             missing.append(unit.translation)
         if stands is None:
             open_.append(unit.translation)
-    result.sources += 1
+    result.trajectories += 1
     result.translations += len(item.units)
     if missing:
         result.left.add(replace(job, translations=tuple(missing)), plan.checkpoint, has_trajectory=has_trajectory)
@@ -103,9 +134,9 @@ def _count(result: Survey, item: Item, plan: Plan, worker: Worker, listed: Colle
 
 
 def _count_frames(
-    result: Survey, items: Sequence[Item], plan: Plan, worker: Worker, listed: Collection[str], whole: dict[str, bool]
+    result: Survey, items: Sequence[Item], plan: Plan, worker: Worker, listed: Mapping[str, Row], whole: dict[str, bool]
 ) -> None:
-    """Counts the frames of a window as sources, and at the end of a clip its videos as results.
+    """Counts the trajectories of a window's frames, and at the end of a clip its videos as results.
 
     The key of a frame that is translated with its window is known once all of them are.
     """
@@ -113,8 +144,9 @@ def _count_frames(
     for item, knows in zip(items, known, strict=True):
         job, missing = item.job, []
         has_trajectory = knows and _is_there(worker, "invert", item.key)
-        result.sources += not job.is_repeat
+        result.trajectories += not job.is_repeat
         result.inverted += has_trajectory and not job.is_repeat
+        result.not_inverted += not (has_trajectory or job.is_repeat) and _failed_to_invert(item, listed)
         for unit in item.units:
             done = (all(known) if job.is_joint else knows) and _is_there(worker, "translate", unit.key)
             whole[unit.id] = whole.get(unit.id, True) and done
@@ -143,11 +175,14 @@ def _add_retries(estimate: Estimate, plan: Plan, job: Job, translations: Sequenc
 def keys_in_use(plan: Plan, worker: Worker) -> Iterator[str]:
     """Keys of all artifacts that a plan names; pictures whose digest is not known are decoded to tell theirs.
 
+    Those of every dtype, whatever the manifest and this machine say: another machine may have made what is here.
+
     Raises:
         ItemError: A picture cannot be read, so that its artifacts cannot be told from unused ones.
     """
-    for package in plan.packages():
-        items = items_of(package.jobs, worker.context)
+    contexts = [replace(worker.context, dtype=dtype) for dtype in DTYPES]
+    for package, context in ((package, context) for package in plan.packages() for context in contexts):
+        items = items_of(package.jobs, context)
         for item in items:
             yield item.key
             for unit in item.units:
@@ -155,7 +190,7 @@ def keys_in_use(plan: Plan, worker: Worker) -> Iterator[str]:
                 if artifact := unit.find():  # in float32, where the result fell back to that
                     yield from (artifact.key, artifact.meta["trajectory"])
                 yield from _keys_of_verdict(unit)
-        yield from videos.keys_of(worker.context, items)
+        yield from videos.keys_of(context, items)
 
 
 def _keys_of_verdict(unit: Unit) -> Iterator[str]:

@@ -29,7 +29,7 @@ def beat(name: str, rows: int, doing: str = "package 3", silent: float = 0.0) ->
 def test_the_live_view_has_a_row_for_each_worker_and_drops_those_that_are_gone(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
     view = LiveView(console)
-    monitor = Monitor(Estimate(sources=8, translations=16, target_rows=1000), tmp_path, view)
+    monitor = Monitor(Estimate(trajectories=8, translations=16, target_rows=1000), tmp_path, view)
     beats = {"a": beat("worker 1", 200), "b": beat("worker 2", 100, "package 4")}
     monitor.watch(beats, ["a", "b"])
     monitor.made("flagged", 1)
@@ -47,7 +47,7 @@ def test_plain_lines_name_the_workers_and_those_that_are_silent(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     view = PlainView()
-    monitor = Monitor(Estimate(sources=8, translations=16, target_rows=1000), tmp_path, view)
+    monitor = Monitor(Estimate(trajectories=8, translations=16, target_rows=1000), tmp_path, view)
     view._last = 0.0
     monitor.watch({"a": beat("worker 1", 200), "b": beat("worker 2", 100, silent=90)}, ["a", "b"])
     printed = capsys.readouterr().err

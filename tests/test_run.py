@@ -242,6 +242,15 @@ def test_failed_yaml_is_a_manifest_of_just_the_failed_items_with_the_same_names(
     assert {row["file_name"] for row in project.rows()} == again and project.progress()["rows"] == 0
 
 
+def test_status_counts_what_failed_at_every_stage(project: Project) -> None:
+    (project.folder / "b.png").write_text("nonsense")
+    inputs = [project.picture("a.png"), "b.png", project.picture("c.png", 1)]
+    project.write([{"image": name, "prompts": PROMPTS} for name in inputs[:2]]).pnp("run", code=1)
+    project.write([{"image": name, "prompts": PROMPTS} for name in inputs])
+    lines = [line.split() for line in project.pnp("status").splitlines()]
+    assert ["invert", "1", "1", "1"] in lines and ["translate", "2", "2", "2"] in lines
+
+
 def test_retry_failed_tries_just_those(project: Project) -> None:
     names = [project.picture("a.png"), "b.png"]
     (project.folder / "b.png").write_text("nonsense")
@@ -249,7 +258,7 @@ def test_retry_failed_tries_just_those(project: Project) -> None:
     project.pnp("run", code=1)
     project.picture("b.png", seed=1)
     project.pnp("run", "--retry-failed")
-    assert project.progress()["sources"] == 1 and project.progress()["translated"] == 2
+    assert project.progress()["trajectories"] == 1 and project.progress()["translated"] == 2
     assert project.failures() == [] and not (project.output / "failed.yaml").exists()
     assert len(project.rows()) == 4
 
@@ -268,6 +277,24 @@ def test_limit_takes_the_first_pictures_and_keeps_later_runs_consistent(project:
     assert [row["source"] for row in project.rows()] == ["0.png", "1.png"]
     project.pnp("run")
     assert len(project.rows()) == 3
+
+
+def test_all_verbs_count_the_same_guidance_images(project: Project) -> None:
+    """Settings that decide the inversion give a picture more than one trajectory, but leave it one picture."""
+    prompts = [
+        "x",
+        {"prompt": "y", "num_inference_steps": 2},
+        {"prompt": "z", "height": 32},
+        {"prompt": "x", "seed": 1},
+    ]
+    inputs = [{"image": project.picture(f"{i}.png", i), "prompts": prompts[i:]} for i in range(2)]
+    project.write([*inputs, {"image": "0.png", "prompts": ["w"]}])
+    counted = "8 results of 3 guidance images"
+    assert counted in project.pnp("validate")
+    printed = project.pnp("run", "--dry-run")
+    assert counted in printed and "to compute: 8 results, 7 trajectories" in printed
+    status = json.loads(project.pnp("status", "--json"))
+    assert (status["sources"], status["trajectories"], status["inverted"]) == (3, 7, 0)
 
 
 def test_dry_run_computes_nothing_and_its_count_is_right(project: Project) -> None:
@@ -340,6 +367,24 @@ def test_names_cannot_escape_or_collide(project: Project) -> None:
     for name in names:
         assert (project.output / name).resolve().parent == (project.output / "images").resolve()
     assert not [p for p in project.folder.rglob("*passwd*") if project.output not in p.parents]
+
+
+def test_results_of_generated_pictures_say_how_these_were_made(project: Project) -> None:
+    specs = [
+        {"prompt": "a horse", "seed": 5},
+        {"prompt": "a horse", "seed": 5, "guidance_scale": 3, "negative_prompt": "a"},
+    ]
+    project.write([{"generate": spec, "prompts": ["a zebra"]} for spec in specs]).pnp("run")
+    rows = project.rows()
+    assert [(row["generate"]["guidance_scale"], row["generate"]["negative_prompt"]) for row in rows] == [
+        (7.5, ""),
+        (3, "a"),
+    ]
+    for row in rows:
+        assert row["generate"]["num_inference_steps"] == 5  # as many as of the result, where none are given
+        assert not any(name.startswith(("inversion_method", "inversion_prompt", "num_inversion")) for name in row)
+        with Image.open(project.output / row["file_name"]) as picture:
+            assert json.loads(picture.text["pnp-batch"])["generate"] == row["generate"]
 
 
 def test_generated_guidance_pictures(project: Project) -> None:
@@ -459,6 +504,27 @@ def test_collecting_garbage_keeps_what_the_manifest_names(done: Project) -> None
     assert "in 4 places" in done.pnp("store gc", "--unused")  # three results and a trajectory
     done.pnp("run")
     assert done.progress()["rows"] == 0 and done.pictures() == pictures
+
+
+@pytest.mark.parametrize("devices", ["auto", "cuda"])
+def test_results_of_another_kind_of_machine_are_found_measured_and_kept(project: Project, devices: str) -> None:
+    """A GPU computes in half precision, and the machine that looks at its results often has none."""
+    inputs = [{"image": project.picture("a.png"), "prompts": PROMPTS}]
+    project.write(inputs, run={"dtype": "float16"}).pnp("run")
+    project.write(inputs, run={"devices": devices})
+    counts = json.loads(project.pnp("status", "--json"))
+    assert (counts["inverted"], counts["translated"], counts["assembled"]) == (1, 2, 2)
+    assert project.pnp("evaluate") and (project.output / "metrics.jsonl").read_text().count("\n") == 2
+    assert Path(project.pnp("inspect trajectory", "--timesteps", "2").strip()).is_file()
+    (project.output / "progress.json").unlink()
+    assert "in 0 places" in project.pnp("store gc", "--unused")
+
+
+def test_a_device_that_is_not_here_stops_a_run_and_nothing_else(project: Project) -> None:
+    project.write([{"image": project.picture("a.png"), "prompts": PROMPTS}], run={"devices": "cuda:99"})
+    assert "'cuda:99' cannot be used" in project.pnp("run", code=3)
+    assert json.loads(project.pnp("status", "--json"))["translated"] == 0
+    assert "to compute: 2 results" in project.pnp("run", "--dry-run")
 
 
 @pytest.mark.parametrize("place", ["output_dir", "store"])

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import yaml
 from films import ffmpeg, film, tones
+from PIL import Image
 from running import Project, start
 from typer.testing import CliRunner
 
@@ -241,21 +242,19 @@ class TestFrames:
         pictures = [project.output / f"{row['file_name']}" for row in rows if row is not video]
         for frame, picture in zip(frames, sorted(pictures), strict=True):
             assert np.array_equal(iio.imread(frame), iio.imread(picture))
+            with Image.open(frame) as opened:
+                settings = json.loads(opened.text["pnp-batch"])
+            assert settings["container"] == "frames" and settings.items() <= video.items()
         assert video["frame_rate"] == 10
 
-    def test_status_and_dry_run_count_videos_as_results_and_frames_as_sources(self, project: Project) -> None:
+    def test_status_and_dry_run_count_videos_as_results_and_frames_as_trajectories(self, project: Project) -> None:
         film(project.folder / "a.mp4", seconds=0.4)
         write(project, prompts=[PROMPT, "a pink toy"])
-        assert "2 results of 10 guidance images; 0 are there already" in project.pnp("run", "--dry-run")
+        assert "2 results of 1 guidance images; 0 are there already" in project.pnp("run", "--dry-run")
         project.pnp("run")
         status = json.loads(project.pnp("status", "--json"))
-        assert [status[name] for name in ("sources", "inverted", "translations", "translated", "assembled")] == [
-            10,
-            10,
-            2,
-            2,
-            2,
-        ]
+        names = ("sources", "trajectories", "inverted", "translations", "translated", "assembled")
+        assert [status[name] for name in names] == [1, 10, 10, 2, 2, 2]
         assert "2 are there already" in project.pnp("run", "--dry-run")
         assert "0 places" in project.pnp("store gc", "--unused")
 

@@ -12,7 +12,7 @@ from pnp_batch.engines.run import Run, Summary, logged, only_run
 from pnp_batch.failures import FailureList
 from pnp_batch.monitor import Monitor
 from pnp_batch.plan import Estimate, Package
-from pnp_batch.runner import ledger_of
+from pnp_batch.runner import Worker, ledger_of
 from pnp_batch.stages.outputs import Outputs
 from pnp_batch.stages.work import Outcome
 from pnp_batch.store import ArtifactStore
@@ -49,6 +49,10 @@ class Driver:
         self.corrupt: list[str] = []
         self._watched = 0.0
         self._is_through = False
+
+    def note_dtype(self, worker: Worker) -> None:
+        """Notes what is computed in: it is in the keys, and who looks at the results may have another kind of device."""
+        self.monitor.about["dtype"] = worker.context.dtype
 
     def settle(self, package: Package, outcomes: Sequence[Outcome]) -> None:
         """Takes note of how the results of a package, or of a part of one, ended."""
@@ -140,7 +144,6 @@ class Driver:
             state.rows,
         )
         return Summary(
-            sources=state.sources,
             translations=state.translations,
             done=state.done,
             failed=state.failed,
@@ -171,7 +174,7 @@ def driving(run: Run) -> Iterator[Driver]:
         driver.tidy()
         driver.may_go_on()
         state = driver.monitor.state
-        log.info("run of %s: %d results of %d sources", manifest.path, state.translations, state.sources)
+        log.info("run of %s: %d results of %d trajectories", manifest.path, state.translations, state.trajectories)
         try:
             yield driver
         finally:

@@ -16,6 +16,7 @@ def run_local(run: Run) -> Summary:
     plan = run.plan
     with driving(run) as driver:
         worker = Worker(plan.manifest, plan.checkpoint, driver.monitor, run.fail_fast)
+        driver.note_dtype(worker)
         with worker.ledger.crashes_noted():
             for package in plan.packages():
                 units = worker.process(package, run.stages)

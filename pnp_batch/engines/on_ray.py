@@ -27,7 +27,7 @@ from pnp_batch.errors import EnvironmentFailure
 from pnp_batch.interrupts import interruptible
 from pnp_batch.manifest import Manifest
 from pnp_batch.plan import Package, package_to_json
-from pnp_batch.runner import Silent, Worker, fingerprint
+from pnp_batch.runner import Silent, Worker
 
 # Before Ray is imported: it reports its use to its makers by default, and looks for a cloud's metadata to do so.
 NOWHERE = "http://127.0.0.1:9"
@@ -229,7 +229,7 @@ class Loop:
         plan, manifest = self.run.plan, self.run.plan.manifest
         theirs = manifest.run.ray.model_copy(update={"num_gpus": crew.resources["num_gpus"]})
         cutter = Worker(manifest.with_run({"devices": crew.device, "ray": theirs}), plan.checkpoint, Silent())
-        fingerprint(plan.checkpoint, cutter.digests)  # once, here: the workers find it noted
+        driver.note_dtype(cutter)  # which tells the model's fingerprint once, here: the workers find it noted
         self.schedule = Schedule(
             plan.packages(),
             cutter.parts,

@@ -90,6 +90,7 @@ class Campaign:
         self.device = "cuda" if self.spec.wants_gpus else "cpu"
         here = self.manifest.with_run({"devices": self.device})
         self.worker = Worker(here, self.run.plan.checkpoint, driver.monitor, self.run.fail_fast)
+        driver.note_dtype(self.worker)
         self.digest = sha256(
             "\n".join(
                 [self.manifest.to_json(), *self.run.stages, str(self.run.plan.limit), *sorted(self.run.plan.only or ())]

@@ -51,7 +51,6 @@ class Summary:
     """What a run did.
 
     Attributes:
-        sources: Guidance images in the plan.
         translations: Results in the plan.
         done: Results that are there.
         failed: Results that are not, because of an error.
@@ -66,7 +65,6 @@ class Summary:
         not_judged: Results of which a figure could not be measured.
     """
 
-    sources: int
     translations: int
     done: int
     failed: int

@@ -120,7 +120,12 @@ class Look:
 
 
 def write_video(
-    path: Path, frames: Iterable[Pixels], look: Look, kind: str = "mp4", sound: Sound | None = None
+    path: Path,
+    frames: Iterable[Pixels],
+    look: Look,
+    kind: str = "mp4",
+    sound: Sound | None = None,
+    text: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a clip; holds one frame at a time. The caller gives a temporary path and renames.
 
@@ -130,6 +135,7 @@ def write_video(
         look: How they are shown.
         kind: One of `FORMATS`.
         sound: The source's sound, if it has any.
+        text: Text chunks of each picture, where frames are written as pictures.
 
     Raises:
         ItemError: The sound cannot be read, or the frames cannot be written in this way.
@@ -137,7 +143,7 @@ def write_video(
     """
     how, look = FORMATS[kind], replace(look, timing=look.timing.simplified())
     if kind == "frames":
-        _write_folder(path, _square(frames, look.aspect))
+        _write_folder(path, _square(frames, look.aspect), text)
     elif kind == "gif":
         timing, kept = _for_gif(look.timing)
         shown = (frame for frame, is_kept in zip(frames, kept, strict=True) if is_kept)
@@ -198,10 +204,10 @@ def _square(frames: Iterable[Pixels], aspect: Fraction) -> Iterator[Pixels]:
             yield np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
 
 
-def _write_folder(folder: Path, frames: Iterable[Pixels]) -> None:
+def _write_folder(folder: Path, frames: Iterable[Pixels], text: Mapping[str, str] | None) -> None:
     folder.mkdir(parents=True)
     for number, pixels in enumerate(frames):
-        (folder / f"{number:06}.png").write_bytes(encode_png(pixels))
+        (folder / f"{number:06}.png").write_bytes(encode_png(pixels, text))
 
 
 @contextmanager

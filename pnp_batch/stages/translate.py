@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pnp_batch import interrupts
 from pnp_batch.errors import NonFiniteError
 from pnp_batch.methods import METHODS
+from pnp_batch.plan import INVERSION_SETTINGS
 from pnp_batch.stages import bank
 from pnp_batch.stages.batches import Group, attempt
 from pnp_batch.stages.groups import groups, method_of, sources_of
@@ -127,6 +128,9 @@ def about(unit: Unit) -> dict[str, Any]:
     values = settings.meaningful() | {"width": width, "height": height}
     if unit.item.job.window is None:
         values.pop("consistency", None)
+    if (generated := unit.item.job.generated) is not None:  # then nothing is inverted
+        values = {name: value for name, value in values.items() if name not in INVERSION_SETTINGS}
+        values["generate"] = generated
     if METHODS[settings.method].uses_layers:
         values |= {"pnp_f_layers": list(unit.layers[0]), "pnp_attn_layers": list(unit.layers[1])}
     errors = trajectory.meta["errors"] if (trajectory := unit.item.find()) else {}

@@ -35,7 +35,7 @@ from pnp_batch.media.encode import (
 from pnp_batch.media.images import Pixels
 from pnp_batch.plan import Job, noted_digest
 from pnp_batch.stages.work import Context, Item, Unit, items_of
-from pnp_batch.store import Artifact
+from pnp_batch.store import Artifact, canonical_json
 from pnp_batch.store.artifacts import CorruptArtifact
 from pnp_batch.store.keys import key_of
 
@@ -267,7 +267,10 @@ def _assemble(context: Context, video: _Video) -> None:
         marked = unit_name(STAGE, video.key)
         context.ledger.refuse(marked)
         with context.ledger.attempt([marked]):
-            context.outputs.write_with(name, lambda path: write_video(path, frames, look, spec.container, video.sound))
+            text = {"pnp-batch": canonical_json(_settings(video))}
+            context.outputs.write_with(
+                name, lambda path: write_video(path, frames, look, spec.container, video.sound, text)
+            )
     artifact = context.store.find(STAGE, video.key)
     if artifact is None:
         beginning = beginning or list(_small(islice(video.results(), PREVIEW_FRAMES)))
@@ -311,29 +314,32 @@ def _mp4(context: Context, frames: Iterable[Pixels], look: Look) -> bytes:
 
 def _about(video: _Video) -> dict[str, Any]:
     """What the artifact says: its row of `metadata.jsonl`, and what it was made from."""
-    clip, timing = video.clip, video.clip.timing
-    meta = video.artifact(video.by_place[0][0][0]).meta
     errors, seconds = [], 0.0
     for frame in video.by_place:
         made = [video.artifact(key).meta for key, _ in frame]
         errors.append(made[0]["errors"])
         seconds += sum(each["seconds"] for each in made)
-    row = {
+    row = {**_settings(video), **_figures(errors), "seconds": round(seconds, 3)}
+    return {"row": row, "frames": [key for _, keys in video.windows for key in keys]}
+
+
+def _settings(video: _Video) -> dict[str, Any]:
+    """What it was made with: the same for the row of `metadata.jsonl` and, where frames are pictures, for their text chunks."""
+    clip, timing = video.clip, video.clip.timing
+    meta = video.artifact(video.by_place[0][0][0]).meta
+    return {
         "prompt": meta["prompt"],
         **meta["settings"],
         "key": video.key,
         **{name: meta[name] for name in ("model", "fingerprint", "dtype", "versions")},
-        "frames": len(errors),
+        "frames": len(clip.numbers),
         "frame_rate": float(timing.rate),
         "duration": timing.seconds,
         **{
             name: getattr(clip.spec, name) for name in type(clip.spec).model_fields if name != "fps"
         },  # see `frame_rate`
         "sound": video.sound is not None,
-        **_figures(errors),
-        "seconds": round(seconds, 3),
     }
-    return {"row": row, "frames": [key for _, keys in video.windows for key in keys]}
 
 
 def _figures(errors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

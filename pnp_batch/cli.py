@@ -111,7 +111,9 @@ def run(
     ] = None,
     source: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Only results of this guidance image (its name in metadata.jsonl)."),
+        typer.Option(
+            metavar="NAME", help="Only results of this guidance image (its name in metadata.jsonl, or the end of that)."
+        ),
     ] = None,
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Only results with this very prompt.")] = None,
     key: Annotated[
@@ -358,7 +360,10 @@ def inspect(
     manifest: ManifestPath,
     inputs: Annotated[
         list[str] | None,
-        typer.Option("--input", help="Name or number (from 0) of a guidance image; default: the first 50."),
+        typer.Option(
+            "--input",
+            help="Name (the end of its path will do) or number (from 0) of a guidance image; default: the first 50.",
+        ),
     ] = None,
     layers: Annotated[
         str | None, typer.Option(help="Decoder layers, such as 4,7,11; default: the paper's and the model's own.")

@@ -14,7 +14,8 @@ MAX_LISTED = 5
 def differences(names: Sequence[Hashable], settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """For each name the settings in which it differs from others that are called the same; empty where none is.
 
-    A setting counts among those that have it: what means something to one method only says nothing about the others.
+    A setting counts among those that have it: what means something to one method only says nothing about the others. An
+    empty one is not said, since the others say theirs.
     """
     values: dict[Hashable, dict[str, list[Any]]] = {}
     for name, own in zip(names, settings, strict=True):
@@ -24,7 +25,9 @@ def differences(names: Sequence[Hashable], settings: Sequence[Mapping[str, Any]]
             if value not in seen:
                 seen.append(value)
     return [
-        ", ".join(f"{key} {value}" for key, value in own.items() if len(values[name][key]) > 1)
+        ", ".join(
+            f"{key} {value}" for key, value in own.items() if len(values[name][key]) > 1 and value not in (None, "")
+        )
         for name, own in zip(names, settings, strict=True)
     ]
 

@@ -369,7 +369,7 @@ class Tiles:
     def _tile(self, row: Row, number: int) -> Tile:
         name = str(row.get("file_name"))
         picture = self._picture(row)
-        settings = [Setting(key, _worded(value)) for key, value in row.items() if key not in SHOWN_ELSEWHERE]
+        settings = [Setting(key, _value(row, key)) for key in row if key not in SHOWN_ELSEWHERE]
         return Tile(
             number=number,
             prompt=str(row.get("prompt")),
@@ -432,11 +432,20 @@ def _entry(row: Row) -> str:
     return "- " + json.dumps({name: row[name] for name in names if row.get(name) is not None}, ensure_ascii=False)
 
 
+def _value(row: Row, key: str) -> str:
+    """A value of a row in words."""
+    if key == "inversion_converged" and row[key] is None:  # rows say it of a solver that found nothing only
+        return "yes" if row.get("inverted_by") == "fixed-point" else "does not apply"
+    return _worded(row[key])
+
+
 def _worded(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_worded(item)}" for key, item in value.items())
     if isinstance(value, list):
         return ", ".join(map(_worded, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.6g}"
     return "none" if value is None or value == "" else str(value)

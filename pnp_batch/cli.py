@@ -149,7 +149,7 @@ def run(
         f"{summary.done} of {summary.translations} results are there ({summary.translated} computed now, {summary.inverted} "
         f"inversions, {summary.rows} UNet rows, {summary.seconds:.1f} s), {summary.failed} failed"
     )
-    if loaded.quality is not None:
+    if loaded.quality is not None and "translate" in stages:  # the gate is part of that stage
         _say_quality(summary)
     if fail_fast and summary.failed:
         _say("stopped at the first failure (--fail-fast)")

@@ -241,6 +241,15 @@ def test_weights_of_the_wrong_kind_stop_the_run_and_keep_what_is_done(project: P
     assert project.progress()["translated"] == 0
 
 
+def test_a_stage_without_the_gate_says_nothing_of_quality(project: Project) -> None:
+    assert "4 flagged" in gated(project, min_psnr=90)
+    for stage in ("invert", "assemble"):
+        assert "quality:" not in project.pnp("run", "--only", stage)
+    assert "quality: 0 passed (0 of them with a retry's settings), 4 flagged" in project.pnp(
+        "run", "--only", "translate"
+    )
+
+
 @pytest.mark.parametrize(
     ("quality", "message"),
     [

@@ -575,6 +575,22 @@ class EvaluationSpec(_Value):
     masks: Name | None = None
 
 
+def _at_most(limit: float, factor: int) -> AfterValidator:
+    """Refuses a threshold beyond what its column can be; the literature often shows it times a factor."""
+
+    def check(value: float) -> float:
+        if value <= limit:
+            return value
+        hint = f", not times {factor}: write {value / factor:g}" if value / factor <= limit else ""
+        raise PydanticCustomError("too_large", "this is at most {limit}{hint}", {"limit": f"{limit:g}", "hint": hint})
+
+    return AfterValidator(check)
+
+
+Cosine = Annotated[Number, _at_most(1, 100)]
+StructureDistance = Annotated[Number, _at_most(4, 1000)]  # a mean squared difference of cosines
+
+
 class QualitySpec(_Value):
     """What a result has to reach, and what is tried where it does not (docs/evaluation.md).
 
@@ -585,14 +601,14 @@ class QualitySpec(_Value):
     aliases: ClassVar[Mapping[str, str]] = {"min_clip": "min_clip_similarity"}
 
     min_psnr: Number | None = None
-    min_ssim: Number | None = None
-    min_clip_similarity: Number | None = None
-    min_text_gain: Number | None = None
+    min_ssim: Cosine | None = None
+    min_clip_similarity: Cosine | None = None
+    min_text_gain: Cosine | None = None
     min_reconstruction_psnr: Number | None = None
     max_mse: Number | None = None
     max_lpips: Number | None = None
-    max_structure_distance: Number | None = None
-    max_structure_distance_pie: Number | None = None
+    max_structure_distance: StructureDistance | None = None
+    max_structure_distance_pie: StructureDistance | None = None
     max_shift: Number | None = None
     max_reconstruction_lpips: Number | None = None
     retry: tuple[Settings, ...] = ()
@@ -906,7 +922,7 @@ def _duplicate_keys(path: Path, node: yaml.MappingNode) -> Iterator[Problem]:
 def _same_key(written: str, wanted: int | str) -> bool:
     if written == wanted or (written == "prompts" and wanted == "prompts_file"):
         return True
-    tables = (TOP_ALIASES, INPUT_ALIASES, GENERATE_ALIASES)
+    tables = (TOP_ALIASES, INPUT_ALIASES, GENERATE_ALIASES, QualitySpec.aliases)
     return any(table.get(written) == wanted for table in tables)
 
 

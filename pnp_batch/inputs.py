@@ -125,7 +125,7 @@ class Expansion:
             stem = PurePosixPath(f"{slug(spec.generate.prompt)}-seed{spec.generate.seed}")
             yield Source(name, stem, None, spec.generate, loc)
         elif spec.image is not None:
-            path = self._existing(spec.image, (*loc, "image"))
+            path = self._picture(spec.image, (*loc, "image"))
             yield _file_source(Path(spec.image).as_posix(), path, path.name, (*loc, "image"))
         elif spec.video is not None:
             yield self._video(spec, spec.video, (*loc, "video"))
@@ -143,6 +143,12 @@ class Expansion:
             if _is_picture(written) and not written.lower().endswith(VIDEO_SUFFIXES):
                 raise self._error(loc, f"{written} is a picture; write `image: {written}`")
         return replace(_file_source(Path(written).as_posix(), path, path.name, loc), video=spec.of_video)
+
+    def _picture(self, written: str, loc: Loc) -> Path:
+        path = self._existing(written, loc)
+        if written.lower().endswith(VIDEO_SUFFIXES) and not _is_picture(written):
+            raise self._error(loc, f"{written} is a video; write `video: {written}`")
+        return path
 
     def _existing(self, written: str, loc: Loc) -> Path:
         path = self.manifest.located(written)
@@ -164,7 +170,7 @@ class Expansion:
         root = Path(spec.root or ".")
         for index, name in enumerate(names):
             try:
-                path = self._existing(str(root / name), (*loc, index))
+                path = self._picture(str(root / name), (*loc, index))
             except ManifestError as error:
                 self.problems.extend(error.problems)
             else:

@@ -277,7 +277,7 @@ def test_a_prompt_file_serves_one_image_and_generated_ones(folder):
     ("name", "text", "expected"),
     [
         ("l.csv", "file_name,prompt\nhrose.jpg,x\nb.jpg,y\n", "l.csv:2: hrose.jpg is not among the pictures; did you mean horse"),
-        ("l.csv", "prompt,scael\nx,3\n", "l.csv:2: scael: unknown key 'scael'; did you mean 'scale'?"),
+        ("l.csv", "prompt,scael\nx,3\n", "l.csv:2: scael: unknown key 'scael'; did you mean 'guidance_scale'?"),
         ("l.csv", "prompt,seed\nx,one\n", "l.csv:2: seed: input should be a valid integer"),
         ("l.csv", "file_name,seed\nb.jpg,1\n", "l.csv:2: prompt: 'prompt' is missing"),
         ("l.csv", "prompt,prompt\nx,y\n", "l.csv:1: prompt: this column is given twice"),

@@ -138,7 +138,9 @@ def run(
     ] = None,
     source: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Only results of this guidance image (its name in metadata.jsonl)."),
+        typer.Option(
+            metavar="NAME", help="Only results of this guidance image (its name in metadata.jsonl, or the end of that)."
+        ),
     ] = None,
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Only results with this very prompt.")] = None,
     key: Annotated[
@@ -174,7 +176,7 @@ def run(
         f"{summary.done} of {summary.translations} results are there ({summary.translated} computed now, {summary.inverted} "
         f"inversions, {summary.rows} UNet rows, {summary.seconds:.1f} s), {summary.failed} failed"
     )
-    if loaded.quality is not None:
+    if loaded.quality is not None and "translate" in stages:  # the gate is part of that stage
         _say_quality(summary)
     if fail_fast and summary.failed:
         _say("stopped at the first failure (--fail-fast)")
@@ -387,7 +389,10 @@ def inspect(
     manifest: ManifestPath,
     inputs: Annotated[
         list[str] | None,
-        typer.Option("--input", help="Name or number (from 0) of a guidance image; default: the first 50."),
+        typer.Option(
+            "--input",
+            help="Name (the end of its path will do) or number (from 0) of a guidance image; default: the first 50.",
+        ),
     ] = None,
     layers: Annotated[
         str | None, typer.Option(help="Decoder layers, such as 4,7,11; default: the paper's and the model's own.")

@@ -134,7 +134,7 @@ class Expansion:
             stem = PurePosixPath(f"{slug(spec.generate.prompt)}-seed{spec.generate.seed}")
             yield Source(name, stem, None, spec.generate, loc)
         elif spec.image is not None:
-            path = self._named(spec, spec.image, (*loc, "image"))
+            path = self._picture(spec, spec.image, (*loc, "image"))
             yield _file_source(Path(spec.image).as_posix(), path, path.name, (*loc, "image"))
         elif spec.video is not None:
             yield self._video(spec, spec.video, (*loc, "video"))
@@ -157,6 +157,12 @@ class Expansion:
         """A file that the manifest names."""
         return self.manifest.located(written) if spec.missing == "fail" else self._existing(written, loc)
 
+    def _picture(self, spec: InputSpec, written: str, loc: Loc) -> Path:
+        path = self._named(spec, written, loc)
+        if written.lower().endswith(VIDEO_SUFFIXES) and not _is_picture(written):
+            raise self._error(loc, f"{written} is a video; write `video: {written}`")
+        return path
+
     def _existing(self, written: str, loc: Loc) -> Path:
         path = self.manifest.located(written)
         try:
@@ -177,7 +183,7 @@ class Expansion:
         root = Path(spec.root or ".")
         for index, name in enumerate(names):
             try:
-                path = self._named(spec, str(root / name), (*loc, index))
+                path = self._picture(spec, str(root / name), (*loc, index))
             except ManifestError as error:
                 self.problems.extend(error.problems)
             else:

@@ -77,11 +77,14 @@ GENERATE_ALIASES = {
 }
 TOP_ALIASES = {"output_path": "output_dir", "model_id": "model", "model_key": "model"}
 
+AS_FRACTION = "as a fraction of them (40 of 50 is 0.8)"
+SHARES_OF_STEPS = ("pnp_f_t", "pnp_attn_t", "sdedit_strength", "p2p_cross_replace", "p2p_self_replace")
+
 # Keys people bring from elsewhere that have no equal here, and what to write instead.
 HINTS = {
     "strength": "PnP has no strength: how much of the source is kept is set by pnp_f_t and pnp_attn_t (0 to 1 each); "
     "with `method: sdedit` write sdedit_strength",
-    "feature_injection_threshold": "it counts steps; write pnp_f_t as a fraction of them (40 of 50 is 0.8)",
+    "feature_injection_threshold": f"it counts steps; write pnp_f_t {AS_FRACTION}",
     "sd_version": "write `model:` with a hub id, a folder or a .safetensors file",
     "device": "write `run: {devices: cuda}`",
     "latents_path": "inversion latents are kept in the store by content; leave this out",
@@ -581,6 +584,22 @@ class EvaluationSpec(_Value):
     masks: Name | None = None
 
 
+def _at_most(limit: float, factor: int) -> AfterValidator:
+    """Refuses a threshold beyond what its column can be; the literature often shows it times a factor."""
+
+    def check(value: float) -> float:
+        if value <= limit:
+            return value
+        hint = f", not times {factor}: write {value / factor:g}" if value / factor <= limit else ""
+        raise PydanticCustomError("too_large", "this is at most {limit}{hint}", {"limit": f"{limit:g}", "hint": hint})
+
+    return AfterValidator(check)
+
+
+Cosine = Annotated[Number, _at_most(1, 100)]
+StructureDistance = Annotated[Number, _at_most(4, 1000)]  # a mean squared difference of cosines
+
+
 class QualitySpec(_Value):
     """What a result has to reach, and what is tried where it does not (docs/evaluation.md).
 
@@ -591,14 +610,14 @@ class QualitySpec(_Value):
     aliases: ClassVar[Mapping[str, str]] = {"min_clip": "min_clip_similarity"}
 
     min_psnr: Number | None = None
-    min_ssim: Number | None = None
-    min_clip_similarity: Number | None = None
-    min_text_gain: Number | None = None
+    min_ssim: Cosine | None = None
+    min_clip_similarity: Cosine | None = None
+    min_text_gain: Cosine | None = None
     min_reconstruction_psnr: Number | None = None
     max_mse: Number | None = None
     max_lpips: Number | None = None
-    max_structure_distance: Number | None = None
-    max_structure_distance_pie: Number | None = None
+    max_structure_distance: StructureDistance | None = None
+    max_structure_distance_pie: StructureDistance | None = None
     max_shift: Number | None = None
     max_reconstruction_lpips: Number | None = None
     retry: tuple[Settings, ...] = ()
@@ -919,7 +938,7 @@ def _duplicate_keys(path: Path, node: yaml.MappingNode) -> Iterator[Problem]:
 def _same_key(written: str, wanted: int | str) -> bool:
     if written == wanted or (written == "prompts" and wanted == "prompts_file"):
         return True
-    tables = (TOP_ALIASES, INPUT_ALIASES, GENERATE_ALIASES)
+    tables = (TOP_ALIASES, INPUT_ALIASES, GENERATE_ALIASES, QualitySpec.aliases)
     return any(table.get(written) == wanted for table in tables)
 
 
@@ -967,7 +986,7 @@ def _explain(path: Path, root: yaml.Node | None, detail: ErrorDetails, top: type
     loc, kind, context = detail["loc"], detail["type"], detail.get("ctx", {})
     key, parent = (str(loc[-1]) if loc else ""), (loc[-2] if len(loc) > 1 else "")
     if kind == "extra_forbidden":
-        message = _unknown_key(key, _fields_at(loc[:-1], top))
+        message = _unknown_key(key, _model_at(loc[:-1], top))
     elif kind == "literal_error":
         message = _unknown_word(detail["input"], context["expected"])
     elif kind == "model_type" and parent in _ENTRIES:
@@ -979,6 +998,8 @@ def _explain(path: Path, root: yaml.Node | None, detail: ErrorDetails, top: type
     else:
         text = detail["msg"]
         message = text[0].lower() + text[1:] + _shown(detail["input"])
+        if kind == "less_than_equal" and key in SHARES_OF_STEPS:
+            message += f"; if it counts steps, write it {AS_FRACTION}"
     return _problem(path, root, (*loc, context["key"]) if kind == "given_twice" else loc, message)
 
 
@@ -992,10 +1013,11 @@ def _cut(text: str) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
-def _unknown_key(key: str, known: Sequence[str]) -> str:
+def _unknown_key(key: str, model: type[_Value]) -> str:
+    known = _keys_of(model)
     homes = (f"it belongs {place}" for place, model in _PLACES.items() if key in _keys_of(model))
     words = difflib.get_close_matches(key, [*known, *HINTS], n=1, cutoff=0.6)
-    near = (HINTS.get(word, f"did you mean '{word}'?") for word in words)
+    near = (HINTS.get(word) or f"did you mean '{model.aliases.get(word, word)}'?" for word in words)
     quotes = ("text that holds a colon needs quotes" for _ in [key] if " " in key)
     listed = (f"known here: {', '.join(name for name in known if name not in INPUT_ALIASES)}",)
     return f"unknown key '{_cut(key)}'; " + next(itertools.chain(homes, near, quotes, listed))
@@ -1027,10 +1049,10 @@ _PLACES: dict[str, type[_Value]] = {
 }
 
 
-def _fields_at(loc: Sequence[int | str], top: type[_Value]) -> list[str]:
-    """The keys that may stand in the mapping at `loc`."""
+def _model_at(loc: Sequence[int | str], top: type[_Value]) -> type[_Value]:
+    """What the mapping at `loc` is."""
     words = [part for part in loc if part in _MAPPINGS]
-    return _keys_of(_MAPPINGS[str(words[-1])] if words else top)
+    return _MAPPINGS[str(words[-1])] if words else top
 
 
 def _keys_of(model: type[_Value]) -> list[str]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable
 
 from pnp_batch.errors import ItemError, ManifestError, Problem
+from pnp_batch.names import meant
 from pnp_batch.plan import Plan, unit_id
 from pnp_batch.runner import Worker
 from pnp_batch.stages.work import Item, Unit
@@ -22,18 +23,19 @@ def selected(
     Args:
         plan: Where to look.
         worker: Tells keys, which reads every picture once whose digest is not known yet.
-        source: Name of a guidance image, as in `metadata.jsonl`.
+        source: Name of a guidance image, as in `metadata.jsonl`, or the end of its path.
         prompt: A whole prompt.
         key: Beginning of a result's key, such as the end of its file name.
 
     Raises:
-        ManifestError: There is none.
+        ManifestError: There is none, or the source may be any of several.
     """
     if key is not None and not re.fullmatch("[0-9a-fA-F]{4,64}", key):
         what = f"the beginning of a key is four or more of the digits 0-9 and a-f, not '{key}'"
         raise ManifestError([Problem("command line", None, "--key", what)])
     matches: dict[str, Match] = {}
     if source is not None:
+        source = meant(source, {job.source.name for job in plan.jobs()}, "--source") or source
         matches["--source"] = lambda unit: unit.item.job.source.name == source
     if prompt is not None:
         matches["--prompt"] = lambda unit: unit.translation.prompt == prompt

@@ -142,6 +142,8 @@ def test_a_generated_source_has_a_name_and_no_file(folder):
     [
         ({"image": "hrose.jpg"}, "manifest.yaml:4: inputs.0.image: no such file: hrose.jpg; did you mean horse.jpg?"),
         ({"image": "p"}, "inputs.0.image: p is a folder; write `images: p`"),
+        ({"image": "p/c.mp4"}, "manifest.yaml:4: inputs.0.image: p/c.mp4 is a video; write `video: p/c.mp4`"),
+        ({"images": ["c.MKV"], "root": "p"}, "inputs.0.images.0: p/c.MKV is a video; write `video: p/c.MKV`"),
         ({"image": "*.jpg"}, "a pattern goes under `images:`"),
         ({"image": "horse.jpg/x.jpg"}, "no such file"),
         ({"image": "x" * 300 + ".jpg"}, "cannot be read: File name too long"),
@@ -158,7 +160,7 @@ def test_a_generated_source_has_a_name_and_no_file(folder):
     ],
 )
 def test_what_cannot_be_read_is_found_and_placed(folder, inputs, expected):
-    folder.files("horse.jpg", "photos/a.jpg", "p/notes.md")
+    folder.files("horse.jpg", "photos/a.jpg", "p/notes.md", "p/c.mp4", "p/c.MKV")
     os.mkfifo(folder.root / "pipe.png")
     problems = folder.problems({**inputs, "prompts": ["x"]})
     assert any(expected in problem for problem in problems), problems
@@ -300,7 +302,7 @@ def test_a_prompt_file_serves_one_image_and_generated_ones(folder):
     ("name", "text", "expected"),
     [
         ("l.csv", "file_name,prompt\nhrose.jpg,x\nb.jpg,y\n", "l.csv:2: hrose.jpg is not among the pictures; did you mean horse"),
-        ("l.csv", "prompt,scael\nx,3\n", "l.csv:2: scael: unknown key 'scael'; did you mean 'scale'?"),
+        ("l.csv", "prompt,scael\nx,3\n", "l.csv:2: scael: unknown key 'scael'; did you mean 'guidance_scale'?"),
         ("l.csv", "prompt,seed\nx,one\n", "l.csv:2: seed: input should be a valid integer"),
         ("l.csv", "file_name,seed\nb.jpg,1\n", "l.csv:2: prompt: 'prompt' is missing"),
         ("l.csv", "prompt,prompt\nx,y\n", "l.csv:1: prompt: this column is given twice"),

@@ -148,6 +148,20 @@ def test_paths_are_relative_to_the_manifest_and_the_home_is_known(read, tmp_path
             HEAD + INPUTS + "defaults:\n  guidence_scale: 3\n",
             "7: defaults.guidence_scale: .*did you mean 'guidance_scale'",
         ),
+        (HEAD + INPUTS + "defaults: {num_steps: 9}\n", "6: defaults.num_steps: .*did you mean 'num_inference_steps'"),
+        (
+            "model: m\noutput_dir: o\ninputs: [{generate: {prompt: p, ddim_step: 9}, prompts: [x]}]\n",
+            "3: .*did you mean 'num_inference_steps'",
+        ),
+        (
+            HEAD + INPUTS + "defaults: {pnp_f_t: 40}\n",
+            r"6: defaults.pnp_f_t: .*equal to 1 \(got 40\); if it counts .* as a fraction of them \(40 of 50 is 0.8\)",
+        ),
+        (
+            HEAD + INPUTS + "defaults: {feature_injection_threshold: 40}\n",
+            r"6: .*write pnp_f_t as .*\(40 of 50 is 0.8\)",
+        ),
+        (HEAD + INPUTS + "defaults: {negative_alpha: 40}\n", r"6: defaults.negative_alpha: .*equal to 1 \(got 40\)$"),
         (HEAD + INPUTS + "defaults: {strength: 0.5}\n", "6: defaults.strength: .*pnp_f_t"),
         (HEAD + INPUTS + "defaults: {strenght: 0.5}\n", "6: defaults.strenght: .*pnp_f_t"),
         (HEAD + INPUTS + "guidance_scale: 3\n", "6: guidance_scale: .*belongs under `defaults`"),
@@ -228,10 +242,13 @@ def test_all_problems_are_told_at_once(problems):
 
 
 def test_lines_are_right_where_keys_are_merged_from_an_anchor(problems):
-    text = HEAD + "inputs:\n- &first\n  image: a\n  pnp_f_t: 0.1\n  prompts: [x]\n- <<: *first\n  pnp_f_t: 4\n"
-    assert problems(text) == ["9: inputs.1.pnp_f_t: input should be less than or equal to 1 (got 4)"]
+    text = (
+        HEAD
+        + "inputs:\n- &first\n  image: a\n  negative_alpha: 0.1\n  prompts: [x]\n- <<: *first\n  negative_alpha: 4\n"
+    )
+    assert problems(text) == ["9: inputs.1.negative_alpha: input should be less than or equal to 1 (got 4)"]
     assert problems(text.replace("0.1", "9").replace(": 4", ": 0.5")) == [
-        "6: inputs.0.pnp_f_t: input should be less than or equal to 1 (got 9)"
+        "6: inputs.0.negative_alpha: input should be less than or equal to 1 (got 9)"
     ]
 
 
@@ -298,7 +315,7 @@ def test_settings_from_keywords_explain_themselves():
 def test_a_row_names_its_file_and_line():
     assert prompt_from_row({"prompt": "x", "scale": "3", "pnp_f_layers": "4, 5"}, Path("l.csv"), 7).guidance_scale == 3
     assert prompt_from_row({"prompt": "x", "pnp_f_layers": "[4, 5]"}, Path("l.csv"), 7).pnp_f_layers == (4, 5)
-    with pytest.raises(ManifestError, match=r"l\.csv:7: scael: .*did you mean 'scale'"):
+    with pytest.raises(ManifestError, match=r"l\.csv:7: scael: .*did you mean 'guidance_scale'"):
         prompt_from_row({"prompt": "x", "scael": "3"}, Path("l.csv"), 7)
     with pytest.raises(ManifestError, match=r"l\.csv:7: prompt: 'prompt' is missing"):
         prompt_from_row({"seed": "3"}, Path("l.csv"), 7)

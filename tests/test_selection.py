@@ -28,6 +28,19 @@ def test_by_source_and_prompt(project: Project) -> None:
     assert len(project.rows()) == 4
 
 
+def test_the_end_of_a_path_is_enough_where_it_is_the_only_one(project: Project) -> None:
+    names = ["new/horse.png", "new/seahorse.png", "old/deep/cat.png", "old/cat.png"]
+    inputs = [{"image": str(project.folder / project.picture(name, i)), "prompts": "x"} for i, name in enumerate(names)]
+    project.write(inputs)
+    project.pnp("run", "--source", "horse.png")
+    project.pnp("run", "--source", "./deep/cat.png")
+    whole = [str(project.folder / name) for name in names]
+    assert [row["source"] for row in project.rows()] == [whole[0], whole[2]]
+    said = project.pnp("run", "--source", "cat.png", code=2)
+    assert f"'cat.png' may be any of {whole[3]}, {whole[2]}; write more of the path" in said
+    assert "this manifest has no 'orse.png'" in project.pnp("run", "--source", "orse.png", code=2)
+
+
 def test_the_command_of_the_report_makes_just_that_result_again(project: Project) -> None:
     project.pnp("run")
     row, pictures = project.rows()[2], project.pictures()

@@ -1,22 +1,11 @@
-"""What sheets, strips and files are called, so that no two of them are called the same."""
+"""What files are called, so that no two of them are called the same."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 from pnp_batch.inputs import slug
-
-
-def distinct(names: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names, each with the settings in which it differs from others that are called the same."""
-    found = []
-    for name, own in zip(names, settings, strict=True):
-        twins = [other for twin, other in zip(names, settings, strict=True) if twin == name]
-        words = [f"{key} {value}" for key, value in own.items() if any(twin.get(key) != value for twin in twins)]
-        found.append(f"{name} ({', '.join(words)})" if words else name)
-    return found
 
 
 def file_names(names: Iterable[str]) -> Iterator[str]:

@@ -13,11 +13,11 @@ from pnp_batch.checkpoint import Checkpoint
 from pnp_batch.diffusion.injection import read_features
 from pnp_batch.diffusion.model import DiffusionModel, to_pixels
 from pnp_batch.diffusion.sites import AttentionSite, Site
-from pnp_batch.inspection.names import distinct
 from pnp_batch.inspection.pca import Basis, Moments, of_map
 from pnp_batch.inspection.subjects import Subject
 from pnp_batch.media.images import Pixels
 from pnp_batch.methods.pnp import Target, translate
+from pnp_batch.names import distinct
 
 PAPER_LAYERS = (1, 4, 7, 11)  # the decoder layers of the paper's figure 3
 

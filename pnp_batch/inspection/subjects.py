@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from pnp_batch.errors import ItemError, ManifestError, PnpError, Problem
-from pnp_batch.inspection.names import distinct
 from pnp_batch.media.images import Pixels
+from pnp_batch.names import distinct, meant
 from pnp_batch.plan import TRAJECTORY_SETTINGS, Job, Plan
 from pnp_batch.stages.work import Context, Item
 
@@ -63,11 +63,12 @@ def subjects(plan: Plan, context: Context, wanted: Sequence[str], most: int = BA
     Args:
         plan: The plan of the run.
         context: Of the worker that made it.
-        wanted: Names as in the manifest, or numbers in its order from 0; none for all.
+        wanted: Names as in the manifest (the end of the path will do), or numbers in its order from 0; none for all.
         most: Where all are wanted so many are shown; others take part in the basis up to this number.
 
     Raises:
-        NothingToShow: None of that name, or no trajectory.
+        NothingToShow: There is no trajectory.
+        ManifestError: None of that name, or several.
     """
     inputs = _inputs(plan)
     names = list(inputs)
@@ -115,10 +116,10 @@ def _decides(job: Job) -> dict[str, Any]:
 
 
 def _number(wanted: str, names: Sequence[str]) -> int:
-    if wanted in names:
-        return names.index(wanted)
-    if wanted.isdecimal() and int(wanted) < len(names):
+    if wanted not in names and wanted.isdecimal() and int(wanted) < len(names):
         return int(wanted)
+    if (name := meant(wanted, names, "--input")) is not None:
+        return names.index(name)
     near = difflib.get_close_matches(wanted, names, n=1)
     hint = f"did you mean {near[0]}?" if near else f"inputs have numbers from 0 to {len(names) - 1}"
     raise ManifestError([Problem("command line", None, "--input", f"there is no input '{wanted}'; {hint}")])

@@ -27,6 +27,7 @@ from markupsafe import Markup
 from pnp_batch.errors import ItemError, disk_errors_named
 from pnp_batch.evaluation.columns import better
 from pnp_batch.manifest import Settings
+from pnp_batch.names import differences
 from pnp_batch.report.metrics import Metrics
 from pnp_batch.report.plots import Dot, histograms, scatter
 from pnp_batch.report.thumbnails import Thumbnail, Thumbnails, clip_of
@@ -46,7 +47,9 @@ SHOWN_ELSEWHERE = (
     *("quality", "quality_attempt", "quality_reason", "quality_figures"),
 )
 MAX_TRACEBACK = 20_000  # characters
+TELLING = (*Settings.model_fields, "model", "dtype", "bank_compression")  # what results of one prompt may differ in
 SHORT_KEY = 16  # of a key in a command: long enough to mean one result, short enough to read
+CAPTION_KEY = 10  # of a key in a caption: as much as the file's name ends with
 LONG_VALUE = 28  # characters
 
 
@@ -140,6 +143,8 @@ class Tile:
     Attributes:
         number: On the page, from 1.
         prompt: Its prompt.
+        difference: In which settings it differs from the others of its source and prompt; empty where it is the only one.
+        method: How it was made.
         href: Relative address of the full picture, empty where that is missing.
         picture: None where the picture is missing or cannot be read.
         settings: Everything else the row says, long values last.
@@ -153,6 +158,8 @@ class Tile:
 
     number: int
     prompt: str
+    difference: str
+    method: str
     href: str
     picture: Thumbnail | None
     settings: list[Setting]
@@ -162,6 +169,11 @@ class Tile:
     quality: str
     attempt: int
     reason: str
+
+    @property
+    def name(self) -> str:
+        """What it is called where it stands alone."""
+        return _called(self.prompt, self.difference)
 
 
 @dataclass(frozen=True)
@@ -187,7 +199,8 @@ def _page(manifest_name: str, outputs: Outputs, store: ArtifactStore, failures: 
     failed = Counter(str(row.get("source")) for row in failures)
     script = _asset("report.js")
     metrics = Metrics(outputs.root)
-    dots = list(_dots(groups, metrics))
+    apart = _told_apart(shown)
+    dots = list(_dots(shown, apart, metrics))
     columns = list(dict.fromkeys(column for dot in dots for column in dot.figures))
     thumbnails = Thumbnails(store)
     thumbnails.make(file for row in shown if (file := _file(row, outputs.root)) and file.suffix == ".png")
@@ -203,7 +216,7 @@ def _page(manifest_name: str, outputs: Outputs, store: ArtifactStore, failures: 
         "sources": len({source for source, _ in groups} | set(failed)),
         "models": list(dict.fromkeys(str(row["model"]) for row in shown if row.get("model"))),
         "verdicts": Counter(_verdict_of(group).level for group in groups.values()),
-        "cards": _cards(groups, outputs.root, store, failed, Tiles(outputs.root, thumbnails, metrics, manifest_name)),
+        "cards": _cards(groups, store, failed, Tiles(outputs.root, thumbnails, metrics, manifest_name, apart)),
         "failures": [_failure(row, outputs.root, manifest_name) for row in failures],
         "style": _asset("report.css"),
         "script": script,
@@ -230,11 +243,35 @@ def _video(row: Row, store: ArtifactStore) -> Artifact | None:
     return store.find("assemble", str(row.get("key"))) if str(row.get("file_name")).startswith("videos/") else None
 
 
-def _dots(groups: Groups, metrics: Metrics) -> Iterator[Dot]:
+def _told_apart(rows: Sequence[Row]) -> list[str]:
+    """For each row the settings in which it differs from the others of its source and prompt, on whichever card they are.
+
+    Where settings say nothing, as for another container of a video or other weights of the model, the key does.
+    """
+    names = [(row.get("source"), row.get("prompt")) for row in rows]
+    settings = [{name: _in_caption(row[name]) for name in TELLING if name in row} for row in rows]
+    words = differences(names, settings)
+    keys = differences(
+        list(zip(names, words, strict=True)), [{"key": str(row.get("key"))[:CAPTION_KEY]} for row in rows]
+    )
+    return [", ".join(filter(None, both)) for both in zip(words, keys, strict=True)]
+
+
+def _in_caption(value: Any) -> str:
+    """A value among others: a list keeps its brackets, and an empty one stays empty."""
+    words = _worded(value) if value not in (None, "") else ""
+    return f"[{words}]" if isinstance(value, list) else words
+
+
+def _called(prompt: str, difference: str) -> str:
+    return f"{prompt} ({difference})" if difference else prompt
+
+
+def _dots(rows: Sequence[Row], apart: Sequence[str], metrics: Metrics) -> Iterator[Dot]:
     """Every result as the plots see it, in the order of the tiles."""
-    rows = (row for group in groups.values() for row in group)
-    for number, row in enumerate(rows, 1):
-        yield Dot(number, f"{row.get('prompt')} ({row.get('source')})", str(row.get("quality") or ""), metrics.of(row))
+    for number, (row, difference) in enumerate(zip(rows, apart, strict=True), 1):
+        name = _called(str(row.get("prompt")), difference)
+        yield Dot(number, f"{name} ({row.get('source')})", str(row.get("quality") or ""), metrics.of(row))
 
 
 def _file(row: Row, root: Path) -> Path | None:
@@ -244,7 +281,7 @@ def _file(row: Row, root: Path) -> Path | None:
         return None
 
 
-def _cards(groups: Groups, root: Path, store: ArtifactStore, failed: Counter[str], tiles: Tiles) -> Iterator[Card]:
+def _cards(groups: Groups, store: ArtifactStore, failed: Counter[str], tiles: Tiles) -> Iterator[Card]:
     first = 1
     for number, ((source, trajectory), rows) in enumerate(groups.items(), 1):
         yield Card(
@@ -316,12 +353,14 @@ class Tiles:
         thumbnails: Of the pictures.
         metrics: Of the results.
         manifest: What commands call the manifest.
+        apart: What tells each result from its twins, in the order of the page.
     """
 
     root: Path
     thumbnails: Thumbnails
     metrics: Metrics
     manifest: str
+    apart: Sequence[str]
 
     def of(self, rows: Sequence[Row], first: int) -> Iterator[Tile]:
         """The tiles of some rows, numbered from `first`, one after the other."""
@@ -330,10 +369,12 @@ class Tiles:
     def _tile(self, row: Row, number: int) -> Tile:
         name = str(row.get("file_name"))
         picture = self._picture(row)
-        settings = [Setting(key, _worded(value)) for key, value in row.items() if key not in SHOWN_ELSEWHERE]
+        settings = [Setting(key, _value(row, key)) for key in row if key not in SHOWN_ELSEWHERE]
         return Tile(
             number=number,
             prompt=str(row.get("prompt")),
+            difference=self.apart[number - 1],
+            method=str(row.get("method") or ""),
             href=_href(name) if picture else "",
             picture=picture,
             settings=sorted(settings, key=lambda setting: setting.is_long),
@@ -391,11 +432,20 @@ def _entry(row: Row) -> str:
     return "- " + json.dumps({name: row[name] for name in names if row.get(name) is not None}, ensure_ascii=False)
 
 
+def _value(row: Row, key: str) -> str:
+    """A value of a row in words."""
+    if key == "inversion_converged" and row[key] is None:  # rows say it of a solver that found nothing only
+        return "yes" if row.get("inverted_by") == "fixed-point" else "does not apply"
+    return _worded(row[key])
+
+
 def _worded(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_worded(item)}" for key, item in value.items())
     if isinstance(value, list):
         return ", ".join(map(_worded, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.6g}"
     return "none" if value is None or value == "" else str(value)

@@ -192,10 +192,9 @@ class ArtifactStore:
                 path.rename(target)
         except FileNotFoundError:
             return  # another worker met it first
-        message = (
-            f"corrupt {path.parent.parent.name} artifact {path.name[:12]} ({reason}); set aside in {target}, made again"
-        )
-        self.corrupt[path.parent.parent.name, path.name] = message
+        stage, key = path.parent.parent.name, path.name
+        message = f"corrupt {stage} artifact {key[:12]} ({reason}); set aside in {target}, to be made again"
+        self.corrupt[stage, key] = message
         log.warning(message)
 
     def was_corrupt(self, stage: str, key: str) -> bool:

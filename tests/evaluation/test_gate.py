@@ -208,8 +208,8 @@ def test_what_cannot_be_measured_is_said_and_neither_passes_nor_is_retried(proje
 def test_a_figure_that_is_nan_misses_every_threshold(project: Project) -> None:
     file = project.folder / "dino/model.safetensors"
     save_file({name: tensor * math.nan for name, tensor in load_file(file).items()}, file, {"format": "pt"})
-    assert "4 flagged" in gated(project, max_structure_distance=99)
-    assert project.rows()[0]["quality_reason"] == "structure_distance nan is no number, not 99"
+    assert "4 flagged" in gated(project, max_structure_distance=4)
+    assert project.rows()[0]["quality_reason"] == "structure_distance nan is no number, not 4"
 
 
 def test_other_thresholds_are_other_verdicts_on_the_same_results(project: Project) -> None:
@@ -241,10 +241,22 @@ def test_weights_of_the_wrong_kind_stop_the_run_and_keep_what_is_done(project: P
     assert project.progress()["translated"] == 0
 
 
+def test_a_stage_without_the_gate_says_nothing_of_quality(project: Project) -> None:
+    assert "4 flagged" in gated(project, min_psnr=90)
+    for stage in ("invert", "assemble"):
+        assert "quality:" not in project.pnp("run", "--only", stage)
+    assert "quality: 0 passed (0 of them with a retry's settings), 4 flagged" in project.pnp(
+        "run", "--only", "translate"
+    )
+
+
 @pytest.mark.parametrize(
     ("quality", "message"),
     [
         ({"max_clip": 1}, "unknown key 'max_clip'; more is better: min_clip"),
+        ({"min_clip": 24}, "quality.min_clip_similarity: this is at most 1, not times 100: write 0.24 (got 24"),
+        ({"min_ssim": 101}, "quality.min_ssim: this is at most 1 (got 101"),
+        ({"max_structure_distance": 60}, "this is at most 4, not times 1000: write 0.06 (got 60"),
         ({"retry": [{"pnp_f_t": 0.5}]}, "quality names no threshold"),
         ({"min_psnr": 20, "retry": [{}]}, "a retry needs at least one setting"),
         ({"min_psnr": 20, "retry": [{"strength": 0.5}]}, "PnP has no strength"),

@@ -109,6 +109,16 @@ def test_mistakes_are_named(project: Project, arguments: list[str], said: str, c
     assert said in " ".join(inspected(project, what, *options, code=code).split())
 
 
+def test_the_end_of_a_path_names_an_input(project: Project) -> None:
+    inputs = [{"image": project.picture(f"{name}/horse.png", i), "prompts": "x"} for i, name in enumerate("ab")]
+    project.write([*inputs, INPUTS[1] | {"image": str(project.folder / "wide.png")}]).pnp("run")
+    for written, name in (("wide.png", str(project.folder / "wide.png")), ("b/horse.png", "b/horse.png")):
+        inspected(project, "features", "--input", written, "--timesteps", "1")
+        assert f"<h2>{name}</h2>" in (project.output / "inspect/features.html").read_text()
+    said = inspected(project, "features", "--input", "horse.png", code=2)
+    assert "--input: 'horse.png' may be any of a/horse.png, b/horse.png; write more of the path" in said
+
+
 def test_an_input_whose_first_prompt_inverts_nothing_is_found(project: Project) -> None:
     sdedit = {"prompt": "a red star", "method": "sdedit"}
     inputs = [INPUTS[1] | {"prompts": [sdedit, "x"]}, INPUTS[0], {"image": "other.png", "prompts": [sdedit]}]

@@ -194,6 +194,56 @@ def with_figures(run: Run, values: list[float]) -> None:
     run.report()
 
 
+def test_results_of_one_prompt_are_told_apart_wherever_they_are_named(run: Run) -> None:
+    """Also where they are on two cards: what is not inverted has another trajectory than what is."""
+    one, other = run.trajectory("a.jpg", size=64), run.trajectory("a.jpg", size=64, method="none")
+    for guidance_scale in (7.5, 12):
+        run.result("a.jpg", "a zebra", one, 64, guidance_scale=guidance_scale, pnp_f_t=0.8)
+    run.result("a.jpg", "a zebra", one, 64, pnp_f_t=0.8, negative_prompt="ugly")
+    run.result("a.jpg", "a zebra", one, 64, method="p2p")
+    run.result("a.jpg", "a zebra", other, 64, method="sdedit", sdedit_strength=0.6)
+    run.result(
+        "a.jpg", "a zebra", other, 64, method="sdedit", sdedit_strength=0.6
+    )  # as from other weights of the model
+    run.result("a.jpg", "a horse", one, 64)
+    run.result("b.jpg", "a zebra", run.trajectory("b.jpg", size=64), 64, guidance_scale=3)
+    run.report()
+    keys = [row["key"][:10] for row in run.outputs.rows()]
+    answer = drive(
+        run,
+        """
+        const of = (tile) => tile.querySelector(".difference")?.textContent ?? "";
+        answer = {captions: all(".tile").map(of), compared: []};
+        answer.alt = $(".tile img").alt;
+        all(".compare")[0].click();
+        for (let i = 0; i < 4; i++) {
+          answer.compared.push($("#compare h2").textContent.trim()); $("#next").click();
+        }
+        $("#close").click();
+        const search = async (words) => { $("#text").value = words; $("#text").dispatchEvent(new Event("input"));
+          await wait(300); return seen(".tile").length; };
+        answer.found = [];
+        for (const words of ["sdedit", "zebra guidance_scale 12", "p2p", "pnp"]) answer.found.push(await search(words));
+        """,
+    )
+    captions = [
+        "method pnp, guidance_scale 7.5",
+        "method pnp, guidance_scale 12",
+        "method pnp, guidance_scale 7.5, negative_prompt ugly",
+        "method p2p, guidance_scale 7.5",
+        "",  # the horse, the only one of its prompt
+        f"method sdedit, guidance_scale 7.5, key {keys[4]}",
+        f"method sdedit, guidance_scale 7.5, key {keys[5]}",
+        "",  # another source
+    ]
+    assert answer == {
+        "captions": captions,
+        "compared": [f"a zebra {caption}" for caption in captions[:4]],
+        "alt": f"Result: a zebra ({captions[0]})",
+        "found": [2, 1, 1, 5],
+    }
+
+
 def test_a_bar_shows_just_the_results_that_it_counts(run: Run) -> None:
     with_figures(run, [0.0333333333, 0.0333333334, 0.1, 0.1 + 1e-9, 0.2, 0.29999999999999993])
     assert drive(

@@ -256,6 +256,24 @@ def test_an_empty_run_has_a_page_too(run: Run) -> None:
     assert "No results yet" in run.report()
 
 
+@pytest.mark.parametrize(
+    ("converged", "scheme", "said"),
+    [
+        (None, "fixed-point", "yes"),
+        (False, "ddim", "no"),
+        (False, "fixed-point", "no"),
+        (None, "ddim", "does not apply"),
+        (None, None, "does not apply"),
+    ],
+)
+def test_whether_the_inversion_converged_is_said_in_words(
+    run: Run, converged: bool | None, scheme: str | None, said: str
+) -> None:
+    trajectory = run.trajectory("horse.jpg")
+    run.result("horse.jpg", "a zebra", trajectory, inversion_converged=converged, inverted_by=scheme, inversion_rows=28)
+    assert f"inversion_converged {said} " in Page(run.report()).text
+
+
 def test_settings_can_be_pasted_into_a_manifest(run: Run) -> None:
     run.result("horse.jpg", 'a "zebra": {in} [the] snow # 1', run.trajectory("horse.jpg"))
     _, button = Page(run.report()).of_class("copy")

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from running import Project
 
 from pnp_batch.errors import EnvironmentFailure
 from pnp_batch.store import ArtifactStore, key_of
@@ -338,3 +339,15 @@ def test_a_full_disk_is_named_and_leaves_the_store_intact(small_disk):
         artifact.verify()
     shutil.rmtree(kept[0].path)
     store.publish("s", key_of({"n": 3}), big, {}).verify()
+
+
+def test_verify_promises_what_the_next_run_does(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.write([{"image": project.picture("a.png"), "prompts": "x"}]).pnp("run")
+    (shard,) = project.store.glob("translate/*/*/result.safetensors")
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    said = project.pnp("store verify", code=1)
+    assert "set aside in" in said and ", to be made again" in said
+    assert "1 of 1 results are there (1 computed now" in project.pnp("run")

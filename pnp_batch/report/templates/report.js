@@ -19,7 +19,7 @@
       figure: $(".figure", tile),
       quality: tile.dataset.quality ?? "",
       attempt: tile.dataset.attempt ?? "",
-      words: `${text(".prompt", tile)} ${text(".name", element)}`,
+      words: [text(".prompt", tile), text(".difference", tile), text(".name", element), tile.dataset.method ?? ""].join(" "),
     })),
   }));
   const failures = all(".failure").map((element) => ({ element, words: element.textContent.toLowerCase() }));
@@ -267,6 +267,7 @@
     $("#before-tag").textContent = choices[1].checked ? "Reconstruction" : "Source";
     stage.style.setProperty("--aspect", result.getAttribute("width") / result.getAttribute("height"));
     $("#compare-prompt").textContent = $(".prompt", tile).textContent;
+    $("#compare-difference").textContent = $(".difference", tile)?.textContent ?? "";
     $("#compare-source").textContent = $(".name", card).textContent;
     const tiles = comparable();
     const index = tiles.indexOf(tile);

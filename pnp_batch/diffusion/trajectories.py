@@ -194,12 +194,13 @@ def _by_safer_scheme(
         own_prompts = [prompts[i] for i in poor]
         by_ddim = ddim_invert(model, clean[poor], own_prompts, within, timesteps, loop)
         ddim_back = reconstruct(model, by_ddim[:, 0], own_prompts, timesteps, loop, "reconstruct-ddim")
-        kept = kept.clone()
+        chosen, sampled_back = list(kept), list(back)
         for i, candidate, sampled in zip(poor, by_ddim, ddim_back, strict=True):
             how[i]["inversion_rows"] += rows
             error, other = ((each - clean[i]).square().mean() for each in (back[i], sampled))
             if not error <= other:  # also where it is NaN
-                kept[i], back[i], how[i]["inverted_by"] = candidate, sampled, "ddim"
+                chosen[i], sampled_back[i], how[i]["inverted_by"] = candidate, sampled, "ddim"
+        kept, back = torch.stack(chosen), torch.stack(sampled_back)
     return Inverted(kept, timesteps, back, how)
 
 

@@ -55,12 +55,8 @@ class Started:
     def wait(self) -> int:
         """Its exit code; nothing that it started may be left."""
         self.printed = self.process.communicate(timeout=PATIENCE_SECONDS)[0]
-        until(lambda: not self.left_behind(), 30, "everything that the run started has ended")
+        until(lambda: not self.processes(), 30, "everything that the run started has ended")
         return self.process.returncode
-
-    def left_behind(self) -> list[str]:
-        """What `processes` finds, in words."""
-        return [f"{process.pid} {process.name()}" for process in self.processes()]
 
     def processes(self) -> list[psutil.Process]:
         """All processes of its session and those that inherited its environment, but for zombies, whose parents are to blame."""

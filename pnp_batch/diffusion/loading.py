@@ -6,20 +6,32 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.utils import logging as diffusers_logging
 from safetensors import safe_open
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from transformers.utils import logging as transformers_logging
 
 from pnp_batch.checkpoint import Checkpoint
 from pnp_batch.errors import EnvironmentFailure, ModelError
+from pnp_batch.families import SD, SDXL
 
-CLASSES = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
-PREFIXES = {
-    "unet": "model.diffusion_model.",
-    "vae": ("first_stage_model.", "vae."),
-    "text_encoder": "cond_stage_model.",
+CLASSES = {
+    "unet": UNet2DConditionModel,
+    "vae": AutoencoderKL,
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
+}
+# How diffusers reads a single file of each family, and what it is told to leave out.
+PIPELINES: dict[str, tuple[Any, dict[str, Any]]] = {
+    SD.name: (StableDiffusionPipeline, {"safety_checker": None}),
+    SDXL.name: (StableDiffusionXLPipeline, {"add_watermarker": False}),
 }
 
 
@@ -30,6 +42,7 @@ class Parts(NamedTuple):
     vae: Any
     text_encoder: Any
     scheduler: DDIMScheduler
+    text_encoder_2: Any = None
 
 
 def load_parts(checkpoint: Checkpoint, dtype: torch.dtype) -> Parts:
@@ -56,8 +69,8 @@ def load_parts(checkpoint: Checkpoint, dtype: torch.dtype) -> Parts:
 
 def _from_folder(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Any]:
     models = {}
-    for name, kind in CLASSES.items():
-        models[name], report = kind.from_pretrained(
+    for name in checkpoint.family.networks:
+        models[name], report = CLASSES[name].from_pretrained(
             checkpoint.weights / name,
             variant=checkpoint.variant,
             dtype=torch.float32 if name == "vae" else dtype,
@@ -72,21 +85,23 @@ def _from_folder(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Any]:
 
 def _from_file(checkpoint: Checkpoint) -> dict[str, Any]:
     """In float32, whatever is wanted: the loader knows one dtype for all, and would round the VAE's weights."""
-    pipeline = StableDiffusionPipeline.from_single_file(
+    family = checkpoint.family
+    kind, others = PIPELINES[family.name]
+    pipeline = kind.from_single_file(
         str(checkpoint.weights),
         config=str(checkpoint.configs),
         dtype=torch.float32,
         local_files_only=True,
-        safety_checker=None,
         feature_extractor=None,
         image_encoder=None,
+        **others,
     )
-    models = {name: getattr(pipeline, name) for name in CLASSES}
+    models = {name: getattr(pipeline, name) for name in family.networks}
     with safe_open(checkpoint.weights, framework="numpy") as file:
         sizes = {key: math.prod(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     for name, model in models.items():
         wanted = sum(weight.numel() for weight in model.parameters())
-        found = sum(size for key, size in sizes.items() if key.startswith(PREFIXES[name]))
+        found = sum(size for key, size in sizes.items() if key.startswith(family.prefixes[name]))
         if found < wanted:
             raise ModelError(f"{checkpoint.weights} lacks {wanted - found:,} of the {wanted:,} weights of its {name}")
     return models

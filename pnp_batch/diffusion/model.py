@@ -7,7 +7,7 @@ import math
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -19,10 +19,11 @@ from torch import Tensor
 
 from pnp_batch.checkpoint import Checkpoint
 from pnp_batch.diffusion import ddim
-from pnp_batch.diffusion.injection import Given, replaced
+from pnp_batch.diffusion.injection import replaced
 from pnp_batch.diffusion.kernels import with_fast_linears
 from pnp_batch.diffusion.loading import load_parts
 from pnp_batch.diffusion.sites import Site, attention_sites, feature_sites
+from pnp_batch.diffusion.texts import Texts
 from pnp_batch.errors import EnvironmentFailure, ModelError
 
 log = logging.getLogger(__name__)
@@ -31,20 +32,6 @@ log = logging.getLogger(__name__)
 # A group of batches sees the same texts at every step, so all of them are kept while they take no more than this share of the
 # free memory: keys and values of a text are 4 MB in Stable Diffusion 1.5. Putting those of a batch together costs little.
 TEXTS_SHARE = 1 / 16
-CACHED_BATCHES = 4
-
-
-@dataclass(frozen=True)
-class _Text:
-    """A text's features, and its keys and values in every cross-attention."""
-
-    hidden: Tensor
-    projected: list[Tensor]
-
-    @property
-    def bytes(self) -> int:
-        """What it takes."""
-        return sum(tensor.nbytes for tensor in (self.hidden, *self.projected))
 
 
 @dataclass
@@ -55,12 +42,13 @@ class DiffusionModel:
         checkpoint: What it was loaded from.
         unet: In `dtype`.
         vae: In float32: half precision turns some VAEs' pictures black.
-        text_encoder: In `dtype`.
+        text_encoder: In `dtype`; its features are the cross-attentions' text.
         alphas: `alphas_cumprod` as float64 on the CPU, one per training timestep.
         final_alpha: The value before the first timestep.
         prediction_type: `epsilon` or `v_prediction`.
         device: Where it is.
         dtype: Of the UNet.
+        text_encoder_2: SDXL's second one, None elsewhere.
         rows: UNet rows computed so far, the unit of cost.
     """
 
@@ -73,9 +61,8 @@ class DiffusionModel:
     prediction_type: str
     device: torch.device
     dtype: torch.dtype
+    text_encoder_2: Any = None
     rows: int = 0
-    _texts: dict[str, _Text] = field(default_factory=dict)
-    _batches: dict[tuple[str, ...], tuple[Tensor, list[tuple[Any, str, Given]]]] = field(default_factory=dict)
 
     @torch.inference_mode()
     def predict(self, latents: Tensor, timestep: int, texts: Sequence[str]) -> Tensor:
@@ -90,15 +77,28 @@ class DiffusionModel:
             (rows, 4, height, width) float32: noise or v, as the model predicts.
         """
         self.rows += len(latents)
-        hidden, projections = self._conditioning(tuple(texts))
-        with replaced(projections):
+        with replaced(self._texts.conditioning(tuple(texts)).projections):
             (output,) = self.unet(
                 latents.to(self.dtype),
                 torch.tensor(timestep, device=self.device),
-                encoder_hidden_states=hidden,
+                **self.conditions(latents, texts),
                 return_dict=False,
             )
         return output.float()  # type: ignore[no-any-return]
+
+    def conditions(self, latents: Tensor, texts: Sequence[str]) -> dict[str, Any]:
+        """What the UNet is told besides latents and timestep, as arguments of its forward pass; see `predict`.
+
+        SDXL gets a summary of the text, too, and original size, place of the cut and size of the picture (Podell et al. 2023,
+        section 2.2): it is whole, and what it is now is what it was.
+        """
+        hidden, pooled, _ = self._texts.conditioning(tuple(texts))
+        if pooled is None:
+            return {"encoder_hidden_states": hidden}
+        height, width = (side * self.checkpoint.cell for side in latents.shape[-2:])
+        sizes = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=self.device)
+        added = {"text_embeds": pooled, "time_ids": sizes.expand(len(latents), -1)}
+        return {"encoder_hidden_states": hidden, "added_cond_kwargs": added}
 
     @cached_property
     def hardware(self) -> str:
@@ -143,52 +143,18 @@ class DiffusionModel:
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Text features, (rows, tokens, channels) in `dtype`."""
-        return torch.cat([self._text(text).hidden for text in texts])
-
-    def _conditioning(self, texts: tuple[str, ...]) -> tuple[Tensor, list[tuple[Any, str, Given]]]:
-        """What the rows of a pass see, and the cross-attention projections of it, which no step changes."""
-        if texts not in self._batches:
-            while len(self._batches) >= CACHED_BATCHES:
-                _drop_oldest(self._batches)
-            known = [self._text(text) for text in texts]
-            outputs = (torch.cat(rows) for rows in zip(*(text.projected for text in known), strict=True))
-            leaves = ((attention, name) for attention in self._cross_attentions for name in ("to_k", "to_v"))
-            projections = [(owner, name, Given(output)) for (owner, name), output in zip(leaves, outputs, strict=True)]
-            self._batches[texts] = torch.cat([text.hidden for text in known]), projections
-        return self._batches[texts]
-
-    @torch.inference_mode()
-    def _text(self, text: str) -> _Text:
-        """Each text is encoded and projected once, alone, so that no batch changes it."""
-        known = self._texts.pop(text, None) or self._projected(text)
-        self._texts[text] = known  # now the newest
-        while len(self._texts) > 1 and len(self._texts) * known.bytes > self._texts_budget:
-            _drop_oldest(self._texts)
-        return known
-
-    def _projected(self, text: str) -> _Text:
-        hidden = self._encode_text(text)
-        return _Text(hidden, [leaf(hidden) for each in self._cross_attentions for leaf in (each.to_k, each.to_v)])
+        return self._texts.hidden(texts)
 
     @cached_property
-    def _texts_budget(self) -> float:
-        return TEXTS_SHARE * self.free_memory
-
-    @cached_property
-    def _cross_attentions(self) -> list[Any]:
-        return [module for name, module in self.unet.named_modules() if name.endswith(".attn2")]
-
-    @torch.inference_mode()
-    def _encode_text(self, text: str) -> Tensor:
-        tokens = self.checkpoint.tokenizer(
-            text, padding="max_length", max_length=self.checkpoint.max_tokens, truncation=True, return_tensors="pt"
+    def _texts(self) -> Texts:
+        return Texts(
+            self.checkpoint,
+            [encoder for encoder in (self.text_encoder, self.text_encoder_2) if encoder is not None],
+            [module for name, module in self.unet.named_modules() if name.endswith(".attn2")],
+            self.dtype,
+            self.device,
+            budget=TEXTS_SHARE * self.free_memory,
         )
-        mask = (
-            tokens.attention_mask.to(self.device)
-            if getattr(self.text_encoder.config, "use_attention_mask", False)
-            else None
-        )
-        return self.text_encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0].to(self.dtype)  # type: ignore[no-any-return]
 
     @torch.inference_mode()
     def encode_image(self, pixels: NDArray[np.uint8]) -> Tensor:
@@ -231,10 +197,6 @@ class DiffusionModel:
             find = feature_sites if kind == "f" else attention_sites
             self._sites[kind, layers] = list(find(self.unet, layers))
         return self._sites[kind, layers]
-
-
-def _drop_oldest(cache: dict[Any, Any]) -> None:
-    cache.pop(next(iter(cache)))
 
 
 def to_pixels(image: Tensor) -> NDArray[np.uint8]:
@@ -281,12 +243,14 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: str) -> Diff
         raise ModelError(
             f"{checkpoint.name} predicts '{scheduler.config.prediction_type}'; known are {', '.join(ddim.PREDICTION_TYPES)}"
         )
+    second = parts.text_encoder_2
     try:
         return DiffusionModel(
             checkpoint=checkpoint,
             unet=with_fast_linears(parts.unet.to(device, torch_dtype).eval()),
             vae=parts.vae.to(device, torch.float32).eval(),
             text_encoder=parts.text_encoder.to(device, torch_dtype).eval(),
+            text_encoder_2=None if second is None else second.to(device, torch_dtype).eval(),
             alphas=scheduler.alphas_cumprod.double().tolist(),
             final_alpha=float(scheduler.final_alpha_cumprod),
             prediction_type=scheduler.config.prediction_type,

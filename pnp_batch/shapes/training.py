@@ -22,12 +22,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from pnp_batch.checkpoint import WEIGHT_NAMES, Checkpoint
+from pnp_batch.checkpoint import Checkpoint
 from pnp_batch.diffusion.guidance import Row
 from pnp_batch.diffusion.inversion import sample_trajectory
 from pnp_batch.diffusion.loading import load_parts
 from pnp_batch.diffusion.model import DiffusionModel, pick_device, to_pixels
 from pnp_batch.diffusion.trajectories import psnr, seeded_noise
+from pnp_batch.errors import ModelError
+from pnp_batch.families import SD, WEIGHT_NAMES
 from pnp_batch.media.images import encode_png
 from pnp_batch.shapes.learning import Recipe, Watch, is_half_faster, learn
 from pnp_batch.shapes.models import scene_model
@@ -113,14 +115,17 @@ def planned(
     """A training run from what the command line says; None takes the recipe's own value.
 
     Raises:
-        ModelError: There is no such model to go on from, or it does not paint pictures of the scenes' size.
+        ModelError: There is no such model to go on from, it does not paint pictures of the scenes' size, or it is an SDXL.
         EnvironmentFailure: The device cannot be used.
     """
     vae, unet = (VAE_RECIPE, UNET_RECIPE) if start is None else (VAE_AGAIN, UNET_AGAIN)
     rate = unet.learning_rate if learning_rate is None else learning_rate
+    model = scene_model(start or "builtin:shapes", Path.cwd())
+    if model.family is not SD:
+        raise ModelError(f"{start} is a {model.family.name}; what is trained here has one text encoder")
     return Training(
         output=output,
-        start=scene_model(start or "builtin:shapes", Path.cwd()),
+        start=model,
         continued=start is not None,
         scenes=scenes,
         vae=vae if vae_steps is None else replace(vae, steps=vae_steps),

@@ -22,6 +22,7 @@ RESNET: Rules = [
 ]
 UNET: Rules = [
     (r"^time_embedding\.linear_([12])", lambda m: f"time_embed.{2 * int(m[1]) - 2}"),
+    (r"^add_embedding\.linear_([12])", lambda m: f"label_emb.0.{2 * int(m[1]) - 2}"),
     (r"^conv_in", "input_blocks.0.0"),
     (r"^conv_norm_out", "out.0"),
     (r"^conv_out", "out.2"),
@@ -63,23 +64,37 @@ OPEN_CLIP: Rules = [
 
 
 def write_single_file(pipeline: Path, target: Path, *, open_clip: bool = False) -> None:
-    """Writes a folder of four levels as one file, as Stable Diffusion 1.x or, with `open_clip`, as 2.x is."""
+    """Writes a folder as one file: as Stable Diffusion 1.x, with `open_clip` as 2.x, with two text encoders as SDXL is."""
     unet = load_file(pipeline / "unet/diffusion_pytorch_model.safetensors")
     vae = load_file(pipeline / "vae/diffusion_pytorch_model.safetensors")
     text = load_file(pipeline / "text_encoder/model.safetensors")
-    weights = {f"model.diffusion_model.{_unet_name(name)}": weight for name, weight in unet.items()}
+    second = pipeline / "text_encoder_2/model.safetensors"
+    xl = second.exists()
+    weights = {f"model.diffusion_model.{_unet_name(name, xl)}": weight for name, weight in unet.items()}
     weights |= {
         f"first_stage_model.{_renamed(name, VAE)}": _as_convolution(name, weight) for name, weight in vae.items()
     }
     if open_clip:
-        weights |= {f"cond_stage_model.model.{name}": weight for name, weight in _as_open_clip(text).items()}
+        width = torch.eye(text["final_layer_norm.weight"].numel())
+        weights |= _prefixed("cond_stage_model.model.", _as_open_clip(text) | {"text_projection": width})
     else:
-        weights |= {f"cond_stage_model.transformer.text_model.{name}": weight for name, weight in text.items()}
+        stage = "conditioner.embedders.0" if xl else "cond_stage_model"
+        weights |= _prefixed(f"{stage}.transformer.text_model.", text)
+    if xl:
+        other = {name.removeprefix("text_model."): weight for name, weight in load_file(second).items()}
+        projection = {"text_projection": other.pop("text_projection.weight").T}
+        weights |= _prefixed("conditioner.embedders.1.model.", _as_open_clip(other) | projection)
     save_file({name: weight.contiguous() for name, weight in weights.items()}, target)
 
 
-def _unet_name(name: str) -> str:
-    return _renamed(_renamed(name, RESNET) if ".resnets." in name else name, UNET)
+def _prefixed(prefix: str, weights: Weights) -> Weights:
+    return {f"{prefix}{name}": weight for name, weight in weights.items()}
+
+
+def _unet_name(name: str, xl: bool) -> str:
+    name = _renamed(_renamed(name, RESNET) if ".resnets." in name else name, UNET)
+    # An upsampler follows the attention, and the first level up has one in SDXL only.
+    return name.replace("output_blocks.2.1.conv", "output_blocks.2.2.conv") if xl else name
 
 
 def _renamed(name: str, rules: Rules) -> str:
@@ -100,8 +115,7 @@ def _as_open_clip(text: Weights) -> Weights:
     for name in (name for name in text if "q_proj" in name):
         together = torch.cat([text[name.replace("q_proj", f"{part}_proj")] for part in "qkv"])
         weights[re.sub(r"q_proj\.", "in_proj_", _renamed(name, OPEN_CLIP))] = together
-    width = text["final_layer_norm.weight"].numel()
-    return weights | {"text_projection": torch.eye(width)}
+    return weights
 
 
 def same_weights(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:

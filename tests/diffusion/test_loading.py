@@ -15,6 +15,7 @@ from diffusers import (
 )
 from original_layout import same_weights, write_single_file
 from safetensors.torch import load_file, save_file
+from tiny_sdxl import write_tiny_sdxl
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from pnp_batch.checkpoint import Schedule, resolve
@@ -113,6 +114,32 @@ def test_a_single_file_of_the_second_generation_is_loaded_too(sd2, tmp_path):
     one, other = load(tmp_path / "model.safetensors", config=str(sd2)), load(sd2)
     assert same_models(one, other) == ALL_THE_SAME
     assert one.prediction_type == "v_prediction"
+
+
+def test_a_single_file_of_sdxl_is_loaded_too(tmp_path):
+    """Both text encoders are in it, one in CLIP's own layout and one in OpenCLIP's."""
+    folder = write_tiny_sdxl(tmp_path / "model")
+    write_single_file(folder, tmp_path / "model.safetensors")
+    one, other = load(tmp_path / "model.safetensors"), load(folder)
+    assert same_models(one, other) == ALL_THE_SAME
+    assert same_weights(one.text_encoder_2.state_dict(), other.text_encoder_2.state_dict())
+    weights = load_file(tmp_path / "model.safetensors")
+    lost = "conditioner.embedders.1.model.text_projection"
+    save_file({name: weights[name] for name in weights if name != lost}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=r"lacks [0-9,]* of the [0-9,]* weights of its text_encoder_2"):
+        load(tmp_path / "model.safetensors")
+
+
+def test_a_folder_of_sdxl_without_its_second_text_encoder_is_refused(tmp_path):
+    folder = write_tiny_sdxl(tmp_path / "model")
+    path = folder / "text_encoder_2/model.safetensors"
+    weights = load_file(path)
+    save_file({name: weights[name] for name in weights if name != "text_projection.weight"}, path)
+    with pytest.raises(ModelError, match=r"lacks 1 weights, such as text_projection\.weight"):
+        load(folder)
+    path.unlink()
+    with pytest.raises(ModelError, match=r"no model\.safetensors in .*text_encoder_2"):
+        load(folder)
 
 
 def test_a_single_file_needs_only_the_small_files_of_a_folder(single_file, tiny_sd, tiny, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
+from tiny_sdxl import write_tiny_sdxl
 from typer.testing import CliRunner
 
 from pnp_batch.checkpoint import resolve
@@ -79,6 +80,12 @@ def test_a_model_without_layers_of_its_own_can_be_gone_on_from(tmp_path: Path) -
 def test_a_model_of_another_size_is_refused_at_once(tmp_path: Path) -> None:
     said = trained(tmp_path / "model", "--from", str(TINY_SD), code=2)
     assert "paints pictures of 128x128 pixels; scenes have 64x64" in said
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_model_of_two_text_encoders_is_refused_at_once(tmp_path: Path) -> None:
+    said = trained(tmp_path / "model", "--from", str(write_tiny_sdxl(tmp_path / "sdxl")), code=2)
+    assert "is a Stable Diffusion XL; what is trained here has one text encoder" in said
     assert not (tmp_path / "model").exists()
 
 

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/pip --disable-pip-version-check
 
-.PHONY: demo bench test test-fast lint clean
+.PHONY: demo bench bench-gpu test test-fast lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/pnp-batch run manifests/quickstart.yaml
@@ -13,6 +13,13 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/throughput.py --size shapes
 	$(BIN)/python benchmarks/throughput.py --size shapes --inversion fixed-point
 	$(BIN)/python benchmarks/throughput.py --size mid --images 2 --prompts 2
+
+bench-gpu: $(VENV)/.installed
+	for size in sd15 sd21 sdxl; do \
+		$(BIN)/python benchmarks/throughput.py --size $$size --prompts 1 --repeats 1 || exit 1; \
+	done
+	$(BIN)/python benchmarks/throughput.py --size sd15 --prompts 4 --repeats 1
+	$(BIN)/python benchmarks/compiled.py --size sd15 --rows 16 --compile
 
 test: $(VENV)/.installed-dev lint
 	$(BIN)/pytest

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from pnp_batch.diffusion import ddim
+from pnp_batch.diffusion import constants, ddim
 from pnp_batch.diffusion.guidance import Row
 from pnp_batch.diffusion.model import DiffusionModel
 from pnp_batch.diffusion.steps import Loop, plain_loop
@@ -77,8 +76,8 @@ def sample_trajectory(
     grid = model.checkpoint.schedule.timesteps(steps)
     place = {timestep: i for i, timestep in enumerate(keep)}
     kept = latents.new_empty(len(latents), len(keep), *latents.shape[1:])
-    owner = torch.tensor([i for i, own in enumerate(rows) for _ in own], device=latents.device)
-    weights = torch.tensor([row.weight for own in rows for row in own], device=latents.device)
+    owner = constants.indices((i for i, own in enumerate(rows) for _ in own), latents.device)
+    weights = constants.numbers((row.weight for own in rows for row in own), latents.device)
     texts = [row.text for own in rows for row in own]
 
     def step(i: int, state: dict[str, Tensor]) -> None:

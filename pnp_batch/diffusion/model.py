@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pnp_batch.checkpoint import Checkpoint
-from pnp_batch.diffusion import ddim
+from pnp_batch.diffusion import constants, ddim
 from pnp_batch.diffusion.injection import replaced
 from pnp_batch.diffusion.kernels import with_fast_linears
 from pnp_batch.diffusion.loading import load_parts
@@ -80,11 +80,16 @@ class DiffusionModel:
         with replaced(self._texts.conditioning(tuple(texts)).projections):
             (output,) = self.unet(
                 latents.to(self.dtype),
-                torch.tensor(timestep, device=self.device),
+                self._timesteps[timestep],
                 **self.conditions(latents, texts),
                 return_dict=False,
             )
         return output.float()  # type: ignore[no-any-return]
+
+    @cached_property
+    def _timesteps(self) -> Tensor:
+        """All of them, on the device: to take one from here copies nothing there."""
+        return torch.arange(len(self.alphas), device=self.device)
 
     def conditions(self, latents: Tensor, texts: Sequence[str]) -> dict[str, Any]:
         """What the UNet is told besides latents and timestep, as arguments of its forward pass; see `predict`.
@@ -96,7 +101,7 @@ class DiffusionModel:
         if pooled is None:
             return {"encoder_hidden_states": hidden}
         height, width = (side * self.checkpoint.cell for side in latents.shape[-2:])
-        sizes = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=self.device)
+        sizes = constants.numbers((height, width, 0, 0, height, width), self.device)
         added = {"text_embeds": pooled, "time_ids": sizes.expand(len(latents), -1)}
         return {"encoder_hidden_states": hidden, "added_cond_kwargs": added}
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pnp_batch.checkpoint import Checkpoint
+from pnp_batch.diffusion import constants
 from pnp_batch.diffusion.guidance import guidance_rows, replaced_steps
 from pnp_batch.diffusion.inversion import denoise, weighted_sum
 from pnp_batch.diffusion.model import DiffusionModel
@@ -179,8 +180,8 @@ class _Pair:
     def output(self, latents: Tensor, timestep: int, step: int) -> Tensor:
         """The guided prediction for the targets' latents, (targets, 4, height, width)."""
         rows = [(n, row) for n, t in enumerate(self.batch) for row in guidance_rows(t.prompt, t.settings, step)]
-        owner = torch.tensor([n for n, _ in rows], device=self.model.device)
-        weights = torch.tensor([row.weight for _, row in rows], device=self.model.device)
+        owner = constants.indices((n for n, _ in rows), self.model.device)
+        weights = constants.numbers((row.weight for _, row in rows), self.model.device)
         # The prompt's row is the last of a target's rows, and there wherever guidance is not 0.
         last = {
             n: len(self.sources) + place for place, (n, _) in enumerate(rows) if self.batch[n].settings.guidance_scale
@@ -203,13 +204,13 @@ class _Pair:
     @contextmanager
     def _cross_replaced(self, targets: Sequence[int], rows: Sequence[int]) -> Iterator[None]:
         """Within the block, cross-attention maps of some rows are made from their sources'."""
-        sources = [self._row_of(n) for n in targets]
         dtype, device = self.model.dtype, self.model.device
+        edited, sources = (constants.indices(places, device) for places in (rows, map(self._row_of, targets)))
         mapping = torch.stack([self.edits[n].mapping for n in targets]).to(device, dtype)[:, None]
         kept = torch.stack([self.edits[n].kept for n in targets]).to(device, dtype)[:, None, None]
 
         def edit(maps: Tensor) -> Tensor:
-            maps[rows] = kept * (maps[sources] @ mapping) + (1 - kept) * maps[rows]
+            maps[edited] = kept * (maps[sources] @ mapping) + (1 - kept) * maps[edited]
             return maps
 
         with ExitStack() as stack:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pnp_batch.diffusion import constants
 from pnp_batch.diffusion.banks import SourceFeatures, SourcePass
 from pnp_batch.diffusion.guidance import guidance_rows, injected_steps
 from pnp_batch.diffusion.injection import Features, injected
@@ -109,7 +110,8 @@ def _guided_output(
         by_sites.setdefault(sites_of(model, target, step), []).append(member)
     output = torch.empty_like(latents)
     for sites, members in by_sites.items():
-        output[members] = _pass(model, [batch[m] for m in members], latents[members], timestep, step, sites, features)
+        places = constants.indices(members, model.device)
+        output[places] = _pass(model, [batch[m] for m in members], latents[places], timestep, step, sites, features)
     return output
 
 
@@ -124,9 +126,9 @@ def _pass(
 ) -> Tensor:
     """One UNet pass over all guidance rows of some targets, with their sources' features at `sites`."""
     rows = [(n, row) for n, target in enumerate(batch) for row in guidance_rows(target.prompt, target.settings, step)]
-    owner = torch.tensor([n for n, _ in rows], device=model.device)
-    weights = torch.tensor([row.weight for _, row in rows], device=model.device)
-    source = torch.tensor([batch[n].source for n, _ in rows], device=model.device)
+    owner = constants.indices((n for n, _ in rows), model.device)
+    weights = constants.numbers((row.weight for _, row in rows), model.device)
+    source = constants.indices((batch[n].source for n, _ in rows), model.device)
     names = [name for site in sites for name in site.leaves]
     with injected(sites, {name: features[name][source] for name in names}):
         output = model.predict(latents[owner], timestep, [row.text for _, row in rows])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pnp_batch.clips import SEGMENT
-from pnp_batch.diffusion import ddim
+from pnp_batch.diffusion import constants, ddim
 from pnp_batch.diffusion.guidance import Row, guidance_rows
 from pnp_batch.diffusion.injection import injected, read_features
 from pnp_batch.diffusion.inversion import denoise, weighted_sum
@@ -155,7 +155,7 @@ class _Window:
     def _guided(self, rows: Sequence[Row], latents: Tensor, i: int, sites: Sequence[Site], source: Features) -> Tensor:
         output = self._pass(rows, latents, i, sites, source)
         owner = torch.arange(len(latents), device=output.device).repeat(len(rows))
-        weights = torch.tensor([row.weight for row in rows], device=output.device).repeat_interleave(len(latents))
+        weights = constants.numbers((row.weight for row in rows), output.device).repeat_interleave(len(latents))
         return weighted_sum(output, owner, weights, len(latents))
 
     def _pass(self, rows: Sequence[Row], latents: Tensor, i: int, sites: Sequence[Site], source: Features) -> Tensor:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
+from pnp_batch.diffusion import constants
 from pnp_batch.diffusion.guidance import guidance_rows
 from pnp_batch.diffusion.inversion import denoise, weighted_sum
 from pnp_batch.diffusion.model import DiffusionModel
@@ -44,8 +44,9 @@ def sample(
         for n, batch in enumerate(batches):
             active = [member for member, begin in enumerate(begins[n]) if begin <= i]
             if active:
-                latents = state[str(n)][active]
-                state[str(n)][active] = guided_step(model, [batch[m] for m in active], latents, timesteps, i)
+                places = constants.indices(active, model.device)
+                latents = state[str(n)][places]
+                state[str(n)][places] = guided_step(model, [batch[m] for m in active], latents, timesteps, i)
             if watch:
                 watch(n, timesteps[i], state[str(n)])
 
@@ -58,7 +59,7 @@ def sample(
 def guided_step(model: DiffusionModel, batch: Batch, latents: Tensor, timesteps: Sequence[int], i: int) -> Tensor:
     """One guided DDIM step down the grid, of (targets, 4, height, width) latents."""
     rows = [(n, row) for n, target in enumerate(batch) for row in guidance_rows(target.prompt, target.settings, i)]
-    owner = torch.tensor([n for n, _ in rows], device=model.device)
-    weights = torch.tensor([row.weight for _, row in rows], device=model.device)
+    owner = constants.indices((n for n, _ in rows), model.device)
+    weights = constants.numbers((row.weight for _, row in rows), model.device)
     output = model.predict(latents[owner], timesteps[i], [row.text for _, row in rows])
     return denoise(model, latents, weighted_sum(output, owner, weights, len(batch)), timesteps, i)

@@ -9,6 +9,7 @@ import functools
 import io
 import json
 import logging
+import operator
 import os
 import shlex
 import shutil
@@ -22,10 +23,12 @@ import typer
 
 from pnp_batch.errors import EnvironmentFailure, ManifestError, ModelError, PnpError, disk_errors_named
 from pnp_batch.interrupts import interruptible
+from pnp_batch.names import counted
 
 if TYPE_CHECKING:
     from pnp_batch.checkpoint import Checkpoint
     from pnp_batch.engines import Summary
+    from pnp_batch.leftovers import Wanted
     from pnp_batch.manifest import Manifest
     from pnp_batch.plan import Checked, Plan
     from pnp_batch.survey import Survey
@@ -90,7 +93,7 @@ def _verb(function: Callable[..., int]) -> Callable[..., None]:
                 code = function(*args, **kwargs)
         except ManifestError as error:
             _say(str(error))
-            _say(f"{len(error.problems)} problem{'s' if len(error.problems) > 1 else ''} found; nothing was started")
+            _say(f"{counted(len(error.problems), 'problem')} found; nothing was started")
             code = WRONG_INPUT
         except ModelError as error:
             _say(f"model: {error}")
@@ -208,7 +211,7 @@ def _conclude(plan: Plan, summary: Summary, complete: bool) -> int:
         for what, folder in (("pictures:", manifest.output / "images"), ("videos:", manifest.output / "videos")):
             if folder.exists():
                 print(f"{what:<9} {folder}")
-        print(f"report:   {_write_report(manifest)}")
+        print(f"report:   {_write_report(manifest, plan)}")
     if summary.failed:
         _say(f"what failed and why: {manifest.output / 'failures.jsonl'}")
         _say(f"to try just that again: pnp-batch run {shlex.quote(str(manifest.path))} --retry-failed")
@@ -257,6 +260,8 @@ def status(
             print(json.dumps({**asdict(counts), "run": last}, indent=1))
         else:
             print(f"{manifest}: {_state(last)}\n{_surveyed(counts, gate=loaded.quality is not None)}")
+            if counts.leftovers:
+                print(_leftovers(counts.leftovers, manifest))
     if not as_json:
         for line in (*_pace(last), *workers(loaded)):
             print(line)
@@ -319,6 +324,36 @@ def report(
 
 @app.command()
 @_verb
+def prune(
+    manifests: Annotated[
+        list[Path], typer.Argument(metavar="MANIFEST...", help="All manifests that write into the folder.")
+    ],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+) -> int:
+    """Remove results that no manifest asks for any more, with their rows. What they cost to compute stays in the store."""
+    from pnp_batch.engines.run import only_run
+    from pnp_batch.leftovers import remove
+    from pnp_batch.stages.outputs import Outputs
+
+    plans = [_plan(_load(path), quiet=True) for path in manifests]
+    outputs, count = Outputs(plans[0].manifest.output), 0
+    if any(plan.manifest.output != outputs.root for plan in plans):
+        raise typer.BadParameter("these manifests do not write into one folder", param_hint="MANIFEST...")
+    with only_run(outputs.root):
+        wanted = functools.reduce(operator.or_, map(_wanted, plans))
+        for row in filter(wanted.lacks, outputs.rows()):
+            print(f"{row['file_name']} ({row['source']}: '{row['prompt']}')")
+            count += 1
+        if count and not dry_run:
+            remove(outputs, wanted)
+    print(f"{'would remove' if dry_run else 'removed'} {counted(count, 'result')}")
+    if count and not dry_run:
+        _write_report(plans[0].manifest, plans[0])
+    return OK
+
+
+@app.command()
+@_verb
 def evaluate(
     manifest: ManifestPath,
     json_file: Annotated[
@@ -360,7 +395,7 @@ def evaluate(
             write_atomic(json_file, json.dumps(rows, indent=1, ensure_ascii=False))
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     worker.outputs.write_file(METRICS_FILE, "".join(lines).encode(errors="backslashreplace"))
-    _say(f"report with these figures: {_write_report(plan.manifest)}")
+    _say(f"report with these figures: {_write_report(plan.manifest, plan)}")
     return OK
 
 
@@ -818,17 +853,37 @@ def _existing_parent(path: Path) -> Path:
     return next(parent for parent in (path, *path.parents) if os.path.exists(parent))  # noqa: PTH110 - a name may be too long
 
 
-def _write_report(manifest: Manifest) -> Path:
+def _write_report(manifest: Manifest, plan: Plan | None = None) -> Path:
     from pnp_batch.failures import FailureList
+    from pnp_batch.leftovers import EVERYTHING
     from pnp_batch.report.html import write_report
     from pnp_batch.stages.outputs import Outputs
     from pnp_batch.store import ArtifactStore
 
-    failures = list(FailureList(manifest).rows.values())
+    outputs, failures = Outputs(manifest.output), list(FailureList(manifest).rows.values())
+    try:
+        is_leftover = _wanted(plan or _plan(manifest, quiet=True)).lacks
+    except ManifestError as error:  # the page is of use also where the pictures or the model are gone
+        _say(f"results that are no longer in the manifest are not marked, since it has become wrong:\n{error}")
+        is_leftover = EVERYTHING.lacks
     # Absolute: the page's commands are pasted wherever a person happens to be.
-    return write_report(
-        str(manifest.path.absolute()), Outputs(manifest.output), ArtifactStore(manifest.store), failures
-    )
+    name, store = str(manifest.path.absolute()), ArtifactStore(manifest.store)
+    path = write_report(name, outputs, store, failures, is_leftover)
+    if count := sum(map(is_leftover, outputs.rows())):
+        _say(_leftovers(count, manifest.path))
+    return path
+
+
+def _wanted(plan: Plan) -> Wanted:
+    from pnp_batch.leftovers import wanted
+
+    return wanted(plan, _worker(plan).context)
+
+
+def _leftovers(count: int, manifest: Path) -> str:
+    is_are = "is" if count == 1 else "are"
+    removed = f"pnp-batch prune {shlex.quote(str(manifest))}"
+    return f"{counted(count, 'result')} in the folder {is_are} no longer in the manifest; to remove: {removed}"
 
 
 def _watched(items: Iterable[Any], plan: Plan) -> list[Any]:

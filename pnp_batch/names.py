@@ -1,4 +1,4 @@
-"""Names for people: what tells two of the same name apart, and which one is meant by a part of a path."""
+"""Names and numbers for people: what tells two of the same name apart, and which one is meant by a part of a path."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from typing import Any
 from pnp_batch.errors import ManifestError, Problem
 
 MAX_LISTED = 5
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 result`, `2 results`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def differences(names: Sequence[Hashable], settings: Sequence[Mapping[str, Any]]) -> list[str]:

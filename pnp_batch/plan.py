@@ -275,6 +275,12 @@ class Plan:
             strange.difference_update(unit_id(source, each) for each in translations)
         return len(strange)
 
+    def retries(self, source: Source, translations: Iterable[Translation]) -> Iterator[Job]:
+        """The jobs that the quality gate may make of some translations of a picture."""
+        for retry in self.manifest.quality.retry if self.manifest.quality else ():
+            others = [replace(each, settings=each.settings.retried(retry)) for each in translations]
+            yield from jobs_of(source, others, self.checkpoint)
+
     def packages(self) -> Iterator[Package]:
         """The work, cut into packages."""
         return packages_of(self.jobs())

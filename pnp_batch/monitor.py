@@ -19,12 +19,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from pnp_batch import interrupts
 from pnp_batch.errors import disk_errors_named
+from pnp_batch.inputs import PROGRESS_FILE
 from pnp_batch.plan import Estimate
 from pnp_batch.store.files import write_atomic
 
 log = logging.getLogger(__name__)
 
-PROGRESS_FILE = "progress.json"
 FILE_SECONDS = 1.0
 SILENT_SECONDS = 30.0
 LINE_SECONDS = 10.0

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from pnp_batch.failures import FailureList, Row
-from pnp_batch.inputs import Translation
+from pnp_batch.inputs import PROGRESS_FILE, Translation
 from pnp_batch.leftovers import wanted
 from pnp_batch.manifest import Manifest
-from pnp_batch.monitor import PROGRESS_FILE, WorkerState
+from pnp_batch.monitor import WorkerState
 from pnp_batch.plan import TRAJECTORY_SETTINGS, Estimate, Job, Plan
 from pnp_batch.runner import Silent, Worker, ledger_of
 from pnp_batch.stages import videos

@@ -370,3 +370,22 @@ def test_slugs_keep_the_words_of_any_script():
     assert slug("金の馬") == "金の馬"
     assert slug("../../etc/passwd") == "etc-passwd"
     assert slug("...") == "prompt"
+
+
+@pytest.mark.parametrize("images", ["photos", "photos/**/*.png"])
+def test_what_runs_of_other_manifests_wrote_is_left_out_with_a_word(folder: Folder, images: str) -> None:
+    run = "photos/old/out"
+    folder.files("photos/a.png", f"{run}/images/a--x-0123456789.png", f"{run}/videos/c/000000.png", f"{run}/b.png")
+    folder.files("photos/images/d.png", f"{run}/progress.json", f"{run}/run.log")
+    expansion = Expansion(folder.manifest({"images": images, "prompts": ["x"]}))
+    assert [source.name for source, _ in expansion] == ["photos/a.png", "photos/images/d.png", f"{run}/b.png"]
+    (warning,) = expansion.warnings
+    assert "another manifest's runs wrote is left out (2, first: 'old/out/images')" in warning
+    assert folder.names({"images": f"{run}/images", "prompts": ["x"]}) == [f"{run}/images/a--x-0123456789.png"]
+
+
+def test_the_results_of_another_manifest_in_the_folder_of_its_pictures_are_no_prompts(folder: Folder) -> None:
+    folder.files("photos/a.png", "photos/progress.json", "photos/run.log")
+    folder.files("photos/metadata.jsonl", text='{"file_name": "images/a--x-0123456789.png", "prompt": "x", "key": "k"}')
+    folder.files("photos/a.txt", text="a cat")
+    assert prompts_of(folder.expand({"images": "photos"})) == {"photos/a.png": ["a cat"]}

@@ -22,6 +22,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
 from pnp_batch.errors import EnvironmentFailure, ModelError
+from pnp_batch.manifest import near_file
 
 BUILTIN = {"builtin:shapes": "shapes/pipeline"}
 
@@ -47,6 +48,7 @@ COMPONENTS = {
     "tokenizer": r"transformers\.CLIPTokenizer(Fast)?",
     "scheduler": r"diffusers\.\w+Scheduler",
 }
+FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")  # of weights: what ends so is no hub id
 WEIGHT_NAMES = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
 CONFIG_PATTERNS = ["model_index.json", "pnp.json", *(f"{c}/*.json" for c in COMPONENTS), "tokenizer/*.txt"]
@@ -350,6 +352,9 @@ def resolve(
         return _single_file(model, path, base, config)
     if os.path.isdir(path):  # noqa: PTH112 - as above
         return _folder(model, path, variant)
+    if path.suffix in FILE_SUFFIXES:
+        only = "" if path.suffix == ".safetensors" else " (and only .safetensors files are read)"
+        raise ModelError(f"model '{model}': there is no file {path}{only}{near_file(path)}")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith("."):
         raise ModelError(f"model '{model}': there is no such folder or file ({path}), and it is no hub id (owner/name)")
     configs = _from_hub(model, revision, CONFIG_PATTERNS)

@@ -228,7 +228,7 @@ def _conclude(plan: Plan, summary: Summary, complete: bool) -> int:
 def validate(manifest: ManifestPath) -> int:
     """Check a manifest and everything it names; start nothing."""
     loaded = _load(manifest)
-    checked = _check(loaded, _checkpoint(loaded))
+    _, checked = _checked(loaded)
     print(f"{manifest} is valid: {checked.translations} results of {checked.sources} guidance images")
     return OK
 
@@ -778,8 +778,7 @@ def _plan(manifest: Manifest, limit: int | None = None, retry_failed: bool = Fal
     from pnp_batch.failures import FailureList
     from pnp_batch.plan import Plan
 
-    checkpoint = _checkpoint(manifest)
-    _check(manifest, checkpoint, quiet)
+    checkpoint, _ = _checked(manifest, quiet)
     only = frozenset(FailureList(manifest).rows) if retry_failed else None
     plan = Plan(manifest, checkpoint, limit, only)
     if only and (strangers := plan.strangers()):
@@ -788,13 +787,23 @@ def _plan(manifest: Manifest, limit: int | None = None, retry_failed: bool = Fal
     return plan
 
 
-def _check(manifest: Manifest, checkpoint: Checkpoint, quiet: bool = False) -> Checked:
-    from pnp_batch.plan import check
+def _checked(manifest: Manifest, quiet: bool = False) -> tuple[Checkpoint, Checked]:
+    """The model, and what the manifest names; whatever is wrong with either is said at once."""
+    from pnp_batch.plan import check, problems_without_model
 
+    try:
+        checkpoint = _checkpoint(manifest)
+    except (ManifestError, EnvironmentFailure) as error:
+        others = problems_without_model(manifest)
+        if not others:
+            raise
+        cannot_be_had = manifest.problem(("model",), str(error))
+        of_model = error.problems if isinstance(error, ManifestError) else (cannot_be_had,)
+        raise ManifestError([*of_model, *others]) from error
     checked = check(manifest, checkpoint)
     for message in () if quiet else checked.warnings:
         _say(f"warning: {message}")
-    return checked
+    return checkpoint, checked
 
 
 def _worker(plan: Plan) -> Any:

@@ -496,16 +496,22 @@ def check(manifest: Manifest, checkpoint: Checkpoint) -> Checked:
             checked = translations
         checker.check_is_new(source, translations)
         sources += 1
-    problems = [
-        *_misplaced(manifest),
-        *_blind(manifest),
-        *expansion.problems,
-        *checker.problems,
-        *checker.meaningless(),
-    ]
-    if problems:
+    if problems := [*_wrong_anyway(manifest, expansion), *checker.problems, *checker.meaningless()]:
         raise ManifestError(problems)
     return Checked(sources, checker.results, [*expansion.warnings, *checker.warnings])
+
+
+def problems_without_model(manifest: Manifest) -> list[Problem]:
+    """What is wrong with a manifest whose model cannot be had, as far as that can be told."""
+    expansion = Expansion(manifest)
+    for _ in expansion:
+        pass
+    return _wrong_anyway(manifest, expansion)
+
+
+def _wrong_anyway(manifest: Manifest, expansion: Expansion) -> list[Problem]:
+    """Problems that are none of the model's, once the sources were gone through."""
+    return [*_misplaced(manifest), *_blind(manifest), *expansion.problems]
 
 
 def _misplaced(manifest: Manifest) -> Iterator[Problem]:

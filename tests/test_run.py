@@ -593,6 +593,19 @@ def test_a_run_in_the_folder_of_its_pictures_takes_nothing_of_its_own_for_an_inp
     assert "4 of 4 results are there (0 computed now" in project.pnp("run")
 
 
+@pytest.mark.parametrize("model", ["./nowhere", "owner/name"])  # the one is wrong, the other cannot be had
+def test_what_is_wrong_with_the_model_and_with_the_pictures_is_said_at_once(project: Project, model: str) -> None:
+    project.write([{"image": "gone.png", "prompts": PROMPTS}], model=model)
+    outcome = subprocess.run(
+        program("validate", str(project.manifest)),
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert outcome.returncode == 2 and "2 problems found" in outcome.stderr
+    assert ": model: " in outcome.stderr and "no such file" in outcome.stderr
+
+
 @pytest.mark.parametrize("place", ["long" * 100, "new/" + "long" * 100, "deep/" * 1000])
 def test_places_with_names_that_are_too_long_are_found_before_anything_starts(project: Project, place: str) -> None:
     inputs = [{"image": project.picture("a.png"), "prompts": ["a cat"]}]

@@ -33,8 +33,10 @@ from pnp_batch.manifest import (
     prompt_from_row,
 )
 from pnp_batch.media.images import SUFFIXES, VIDEO_SUFFIXES
+from pnp_batch.names import counted, listed
 from pnp_batch.store.keys import key_of
 
+FOREIGN_DELIMITERS = {";": "semicolons", "\t": "tabs"}  # of columns, as some spreadsheets write them
 ROW_FILE_KEYS = ("file_name", "image", "image_path", "init_img", "file")
 
 # What this program writes below `output_dir` and a later run could take for its inputs.
@@ -122,12 +124,12 @@ class Expansion:
                 without.append(_name_in_rows(source))
         self.problems.extend(prompts.unused(without))
         if without and prompts.by_file:
-            left_out = f"{len(without)} of the pictures have no row in {prompts.file} and are left out"
-            self.warnings.append(f"{left_out} (first: {without[0]})")
+            missing = counted(len(without), "picture")
+            self.warnings.append(f"{prompts.file} has no row for {missing}, left out here: {listed(without)}")
         elif without:
             files = f"{PurePosixPath(without[0]).stem}.txt (or prompts.txt, prompts.csv, prompts.jsonl)"
             hint = f"write `prompts:`, or put {files} beside the pictures"
-            raise self._error(loc, f"no prompts: {hint} (first without: {without[0]})")
+            raise self._error(loc, f"no prompts: {hint} (without: {listed(without)})")
 
     def _translation(self, spec: InputSpec, prompt: PromptSpec, place: Loc | Row) -> Translation:
         return Translation(prompt.prompt, self.manifest.defaults.overridden(spec, prompt).settled(), place)
@@ -461,6 +463,9 @@ def _csv_rows(file: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         names = [name.strip() for name in reader.fieldnames or ()]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ManifestError([Problem(str(file), 1, twice, "this column is given twice")])
+        if wrong := next((word for sign, word in FOREIGN_DELIMITERS.items() if sign in "".join(names)), None):
+            what = f"the columns are separated by {wrong}; write commas, with cells that hold some in double quotes"
+            raise ManifestError([Problem(str(file), 1, "", what)])
         reader.fieldnames = names
         for row in reader:
             if None in row:

@@ -16,6 +16,12 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+def listed(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return ", ".join(names[:MAX_LISTED]) + more
+
+
 def differences(names: Sequence[Hashable], settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """For each name the settings in which it differs from others that are called the same; empty where none is.
 
@@ -58,8 +64,7 @@ def meant(written: str, names: Collection[str], option: str) -> str | None:
         return written
     found = sorted(set(_ending(PurePosixPath(written).parts, names)))
     if len(found) > 1:
-        more = f" and {len(found) - MAX_LISTED} more" if len(found) > MAX_LISTED else ""
-        what = f"'{written}' may be any of {', '.join(found[:MAX_LISTED])}{more}; write more of the path"
+        what = f"'{written}' may be any of {listed(found)}; write more of the path"
         raise ManifestError([Problem("command line", None, option, what)])
     return found[0] if found else None
 

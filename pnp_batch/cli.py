@@ -365,14 +365,16 @@ def evaluate(
 ) -> int:
     """Measure the results that are there against their sources and prompts."""
     from pnp_batch.evaluation.columns import METRICS_FILE
-    from pnp_batch.evaluation.scores import scores
-    from pnp_batch.evaluation.summary import by_method, method_table, pie_table, reasons
     from pnp_batch.store.files import write_atomic
     from pnp_batch.survey import as_last_run
 
     if json_file is not None:
         _check_writable(json_file, "--json")
     plan = as_last_run(_plan(_load(manifest), quiet=True))
+
+    from pnp_batch.evaluation.scores import scores  # seconds of torch, once there is something to do
+    from pnp_batch.evaluation.summary import by_method, method_table, pie_table, reasons
+
     worker = _worker(plan)
     found = _watched(scores(plan, worker.context), plan)
     clips = sum(given.video is not None for given in plan.manifest.inputs)
@@ -435,14 +437,17 @@ def inspect(
     timesteps: Annotated[int, typer.Option(min=1, help="How many timesteps, evenly.")] = 6,
 ) -> int:
     """Look inside: PCA of features or self-attention, or the denoising trajectory, as PNG and one HTML page."""
-    from pnp_batch.inspection import page, sheets
-    from pnp_batch.inspection.subjects import subjects
+    from pnp_batch.inspection.kinds import ABOUT
     from pnp_batch.survey import as_last_run
 
-    if what not in page.ABOUT:
-        raise typer.BadParameter(f"'{what}' is not one of {', '.join(page.ABOUT)}", param_hint="WHAT")
+    if what not in ABOUT:
+        raise typer.BadParameter(f"'{what}' is not one of {', '.join(ABOUT)}", param_hint="WHAT")
     plan = as_last_run(_plan(_load(manifest), quiet=True))
     at = _layers(what, layers, plan)
+
+    from pnp_batch.inspection import page, sheets  # seconds of torch, once there is something to do
+    from pnp_batch.inspection.subjects import subjects
+
     context = _worker(plan).context
     chosen = subjects(plan, context, inputs or ())
     if chosen.left_out:
@@ -454,7 +459,7 @@ def inspect(
 
 def _layers(what: str, written: str | None, plan: Plan) -> list[int]:
     """The decoder layers to look at, checked against the model."""
-    from pnp_batch.inspection.sheets import default_layers
+    from pnp_batch.inspection.kinds import default_layers
 
     if written is None:
         return default_layers(what, plan.checkpoint)

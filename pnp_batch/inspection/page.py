@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from pnp_batch.inputs import slug
+from pnp_batch.inspection.kinds import ABOUT
 from pnp_batch.inspection.names import file_names
 from pnp_batch.inspection.sheets import Sheet
 from pnp_batch.media.images import Pixels, encode_png
@@ -18,16 +19,6 @@ from pnp_batch.store.files import write_atomic
 
 CELL = 160  # pixels of a picture's longer side on a sheet
 GAP, LINE = 6, 16
-
-ABOUT = {
-    "features": "Three leading principal components of f, the residual branch's output before the skip, as red, green and blue. "
-    "One basis for each layer and timestep over all inputs with these timesteps: the same colour means the "
-    "same feature, in every picture.",
-    "attention": "Three leading principal components of the self-attention map, averaged over heads: places of one colour "
-    "attend to the same places. Each picture has its own basis.",
-    "trajectory": "Latents decoded as they are: the kept trajectory of the guidance image from the noisiest down, and the "
-    "latent after each step of its translations.",
-}
 
 STYLE = """
 :root { color-scheme: light dark; }

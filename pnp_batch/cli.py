@@ -175,9 +175,10 @@ def run(
     summary = chosen(Run(plan, view_for(console), stages, fail_fast, forgive=retry_failed))
     for message in summary.corrupt:
         _say(message)
+    work = f"{counted(summary.inverted, 'inversion')}, {counted(summary.rows, 'UNet row')}, {summary.seconds:.1f} s"
     _say(
-        f"{summary.done} of {summary.translations} results are there ({summary.translated} computed now, {summary.inverted} "
-        f"inversions, {summary.rows} UNet rows, {summary.seconds:.1f} s), {summary.failed} failed"
+        f"{summary.done} of {counted(summary.translations, 'result is', 'results are')} there "
+        f"({summary.translated} computed now, {work}), {summary.failed} failed"
     )
     if loaded.quality is not None and "translate" in stages:  # the gate is part of that stage
         _say_quality(summary)
@@ -217,9 +218,11 @@ def _conclude(plan: Plan, summary: Summary, complete: bool) -> int:
         _say(f"to try just that again: pnp-batch run {shlex.quote(str(manifest.path))} --retry-failed")
     elif left := summary.translations - summary.done:
         if complete:
-            _say(f"{left} results are not there, though nothing failed; run the same command again")
+            _say(
+                f"{counted(left, 'result is', 'results are')} not there, though nothing failed; run the same command again"
+            )
             return SOME_FAILED
-        _say(f"{left} results wait for another stage; without --only all stages run")
+        _say(f"{counted(left, 'result waits', 'results wait')} for another stage; without --only all stages run")
     return SOME_FAILED if summary.failed else OK
 
 
@@ -229,7 +232,7 @@ def validate(manifest: ManifestPath) -> int:
     """Check a manifest and everything it names; start nothing."""
     loaded = _load(manifest)
     _, checked = _checked(loaded)
-    print(f"{manifest} is valid: {checked.translations} results of {checked.sources} guidance images")
+    print(f"{manifest} is valid: {_results_of(checked.translations, checked.sources)}")
     return OK
 
 
@@ -305,7 +308,7 @@ def _pace(last: Mapping[str, Any] | None) -> Iterator[str]:
     if last is not None:
         rate = last["rows"] / last["seconds"] if last["seconds"] else 0.0
         eta = f", ETA {clock(last['eta'])}" if last["running"] else ""
-        yield f"last run: {clock(last['seconds'])}, {last['rows']} UNet rows, {rate:.1f} rows/s{eta}"
+        yield f"last run: {clock(last['seconds'])}, {counted(last['rows'], 'UNet row')}, {rate:.1f} rows/s{eta}"
 
 
 @app.command()
@@ -379,9 +382,7 @@ def evaluate(
     found = _watched(scores(plan, worker.context), plan)
     clips = sum(given.video is not None for given in plan.manifest.inputs)
     if clips:
-        _say(
-            f"{clips} video{'s are' if clips > 1 else ' is'} left out: only pictures are measured (docs/evaluation.md)"
-        )
+        _say(f"{counted(clips, 'video is', 'videos are')} left out: only pictures are measured (docs/evaluation.md)")
     if not found:
         if clips == len(plan.manifest.inputs):
             raise PnpError("there is nothing to measure: this manifest has no pictures")
@@ -451,7 +452,9 @@ def inspect(
     context = _worker(plan).context
     chosen = subjects(plan, context, inputs or ())
     if chosen.left_out:
-        _say(f"{chosen.left_out} of the guidance images are not shown; name them with --input")
+        _say(
+            f"{counted(chosen.left_out, 'guidance image is', 'guidance images are')} not shown; name with --input what is to be"
+        )
     pictures = sheets.made(what, context.model, chosen.found, at, timesteps)
     print(page.write(what, pictures, plan.manifest.output / "inspect"))
     return OK
@@ -543,7 +546,9 @@ def store_verify(manifest: ManifestPath) -> int:
             total += 1
         else:
             _say(store.corrupt[stage, path.name])
-    print(f"{total} artifacts are intact, {len(store.corrupt)} were corrupt")
+    print(
+        f"{counted(total, 'artifact is', 'artifacts are')} intact, {counted(len(store.corrupt), 'was', 'were')} corrupt"
+    )
     return SOME_FAILED if store.corrupt else OK
 
 
@@ -572,7 +577,7 @@ def store_gc(
     size = sum(map(size_of, garbage))
     for path in garbage if not dry_run else ():
         store.remove(path)
-    print(f"{'would free' if dry_run else 'freed'} {size / 1e6:.1f} MB in {len(garbage)} places")
+    print(f"{'would free' if dry_run else 'freed'} {size / 1e6:.1f} MB in {counted(len(garbage), 'place')}")
     return OK
 
 
@@ -787,7 +792,8 @@ def _plan(manifest: Manifest, limit: int | None = None, retry_failed: bool = Fal
     only = frozenset(FailureList(manifest).rows) if retry_failed else None
     plan = Plan(manifest, checkpoint, limit, only)
     if only and (strangers := plan.strangers()):
-        what = f"{strangers} of {len(only)} listed failures are no results of this manifest as it is now and are left alone"
+        listed = counted(len(only), "listed failure")
+        what = f"{strangers} of {listed}: no result of this manifest as it is now, and left alone"
         _say(f"warning: {what}; a run without --retry-failed makes all that is missing")
     return plan
 
@@ -831,8 +837,11 @@ def _show_estimate(plan: Plan) -> None:
     worker = _worker(plan)
     counts = survey(plan, worker)
     left = counts.left
-    print(f"{counts.translations} results of {counts.sources} guidance images; {counts.translated} are there already")
-    print(f"to compute: {left.translations} results, {left.trajectories} trajectories")
+    there = counted(counts.translated, "is", "are")
+    print(f"{_results_of(counts.translations, counts.sources)}; {there} there already")
+    print(
+        f"to compute: {counted(left.translations, 'result')}, {counted(left.trajectories, 'trajectory', 'trajectories')}"
+    )
     print(
         f"UNet rows:  {left.rows} ({left.inversion_rows} inversion, {left.source_rows} source, {left.target_rows} target)"
     )
@@ -853,12 +862,18 @@ def _show_estimate(plan: Plan) -> None:
         _say("warning: there may not be enough space on the disk")
 
 
+def _results_of(results: int, sources: int) -> str:
+    return f"{counted(results, 'result')} of {counted(sources, 'guidance image')}"
+
+
 def _show_retries(plan: Plan, counts: Survey) -> None:
     retries, judged = counts.retries, sum(counts.judged.values())
-    print(f"quality:    {counts.unjudged} results to judge; {judged} have their verdict")
+    print(
+        f"quality:    {counted(counts.unjudged, 'result')} to judge; {counted(judged, 'has its', 'have their')} verdict"
+    )
     if retries.rows:
         print(
-            f"            at most {retries.rows} UNet rows and {retries.disk_bytes / 1e6:.1f} MB more, "
+            f"            at most {counted(retries.rows, 'UNet row')} and {retries.disk_bytes / 1e6:.1f} MB more, "
             "if none of them passes before its last retry"
         )
 
@@ -895,9 +910,8 @@ def _wanted(plan: Plan) -> Wanted:
 
 
 def _leftovers(count: int, manifest: Path) -> str:
-    is_are = "is" if count == 1 else "are"
-    removed = f"pnp-batch prune {shlex.quote(str(manifest))}"
-    return f"{counted(count, 'result')} in the folder {is_are} no longer in the manifest; to remove: {removed}"
+    what = counted(count, "result in the folder is", "results in the folder are")
+    return f"{what} no longer in the manifest; to remove: pnp-batch prune {shlex.quote(str(manifest))}"
 
 
 def _watched(items: Iterable[Any], plan: Plan) -> list[Any]:

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from pnp_batch import interrupts
 from pnp_batch.errors import disk_errors_named
 from pnp_batch.inputs import PROGRESS_FILE
+from pnp_batch.names import counted
 from pnp_batch.plan import Estimate
 from pnp_batch.store.files import write_atomic
 
@@ -59,7 +60,7 @@ class WorkerState:
 
     def __str__(self) -> str:
         silent = f", silent for {clock(self.silent)}" if self.silent > SILENT_SECONDS else ""
-        return f"{self.name} on {self.host}: {self.doing}, {self.rows} UNet rows, {self.rate:.1f}/s{silent}"
+        return f"{self.name} on {self.host}: {self.doing}, {counted(self.rows, 'UNet row')}, {self.rate:.1f}/s{silent}"
 
 
 @dataclass
@@ -265,7 +266,7 @@ class PlainView:
         self._last = time.monotonic()
         share = state.rows_settled / state.rows_total if state.rows_total else 1.0
         print(
-            f"{share:4.0%}  {state.at_least_done}/{state.translations} results, {state.inverted} inverted, "
+            f"{share:4.0%}  {state.at_least_done}/{counted(state.translations, 'result')}, {state.inverted} inverted, "
             f"{state.translated} translated, {state.failed} failed, {state.rate:.1f} UNet rows/s, ETA {clock(state.eta)}",
             *(f"\n      {worker}" for worker in state.workers),
             sep="",

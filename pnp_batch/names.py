@@ -11,9 +11,9 @@ from pnp_batch.errors import ManifestError, Problem
 MAX_LISTED = 5
 
 
-def counted(count: int, noun: str) -> str:
-    """`1 result`, `2 results`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def counted(count: int, one: str, many: str = "") -> str:
+    """`1 result`, `2 results`; `many` where an s is not all, as in `results are`."""
+    return f"{count} {one if count == 1 else many or f'{one}s'}"
 
 
 def listed(names: Sequence[str]) -> str:

@@ -692,5 +692,5 @@ def test_a_run_that_leaves_a_result_undone_without_a_failure_is_no_success(
     counted = dict.fromkeys(("failed", "inverted", "translated", "rows", "passed", "saved", "flagged", "not_judged"), 0)
     summary = Summary(translations=4, done=3, seconds=1.0, corrupt=(), **counted)
     assert _conclude(plan, summary, complete=True) == 1
-    assert "1 results are not there" in capsys.readouterr().err
+    assert "1 result is not there" in capsys.readouterr().err
     assert _conclude(plan, summary, complete=False) == 0

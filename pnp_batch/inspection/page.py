@@ -15,6 +15,7 @@ from pnp_batch.inspection.kinds import ABOUT
 from pnp_batch.inspection.names import file_names
 from pnp_batch.inspection.sheets import Sheet
 from pnp_batch.media.images import Pixels, encode_png
+from pnp_batch.names import counted
 from pnp_batch.store.files import write_atomic
 
 CELL = 160  # pixels of a picture's longer side on a sheet
@@ -77,7 +78,7 @@ def _drawable(text: str) -> str:
 
 def _page(kind: str, sheets: Sequence[Sheet]) -> str:
     body = "".join(map(_section, sheets))
-    title = f"{kind} of {len(sheets)} guidance image{'s' if len(sheets) > 1 else ''}"
+    title = f"{kind} of {counted(len(sheets), 'guidance image')}"
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{title}</title><style>{STYLE}</style><h1>{title}</h1><p>{escape(ABOUT[kind])}</p>{body}</html>\n"

@@ -27,7 +27,7 @@ from markupsafe import Markup
 from pnp_batch.errors import ItemError, disk_errors_named
 from pnp_batch.evaluation.columns import better
 from pnp_batch.manifest import Settings
-from pnp_batch.names import differences
+from pnp_batch.names import counted, differences
 from pnp_batch.report.metrics import Metrics
 from pnp_batch.report.plots import Dot, histograms, scatter
 from pnp_batch.report.thumbnails import Thumbnail, Thumbnails, clip_of
@@ -324,7 +324,11 @@ def _about(row: Row) -> str:
     inverted_by = (
         f"inverted by {row['inverted_by']} in {row['inversion_rows']:.4g} UNet rows" if row.get("inverted_by") else ""
     )
-    length = f"{row['frames']} frames, {row['duration']:.4g} s" if row.get("frames") and row.get("duration") else ""
+    length = (
+        f"{counted(row['frames'], 'frame')}, {row['duration']:.4g} s"
+        if row.get("frames") and row.get("duration")
+        else ""
+    )
     part = f"the first {PREVIEW_FRAMES} frames are shown" if row.get("frames", 0) > PREVIEW_FRAMES else ""
     return " · ".join(filter(None, (size, length, part, inverted_by)))
 

@@ -153,7 +153,7 @@ def test_more_inputs_than_a_page_holds_are_counted(project: Project) -> None:
     inputs = [{"generate": {"prompt": "a star", "seed": n}, "prompts": ["x"]} for n in range(52)]
     project.write(inputs, defaults={"num_inference_steps": 1, "num_inversion_steps": 1}).pnp("run", "--limit", "1")
     said = inspected(project, "features", "--timesteps", "1", "--layers", "4")
-    assert "2 of the guidance images are not shown; name them with --input" in said
+    assert "2 guidance images are not shown; name with --input" in said
 
 
 def test_before_a_run_it_says_what_to_run(project: Project) -> None:

@@ -176,14 +176,16 @@ def run(
     for message in summary.corrupt:
         _say(message)
     work = f"{counted(summary.inverted, 'inversion')}, {counted(summary.rows, 'UNet row')}, {summary.seconds:.1f} s"
+    is_stopped = fail_fast and summary.failed > 0
     _say(
-        f"{summary.done} of {counted(summary.translations, 'result is', 'results are')} there "
+        f"{'at least ' * is_stopped}{summary.done} of {counted(summary.translations, 'result is', 'results are')} there "
         f"({summary.translated} computed now, {work}), {summary.failed} failed"
     )
     if loaded.quality is not None and "translate" in stages:  # the gate is part of that stage
         _say_quality(summary)
-    if fail_fast and summary.failed:
-        _say("stopped at the first failure (--fail-fast)")
+    if is_stopped:
+        left = counted(summary.translations - summary.done - summary.failed, "result was", "results were")
+        _say(f"stopped at the first failure (--fail-fast); {left} not looked at")
     return _conclude(plan, summary, stages == tuple(STAGES))
 
 

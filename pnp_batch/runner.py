@@ -169,8 +169,9 @@ class Worker:
         if any(item.job.is_joint for item in items) and len(readable) < len(items):
             readable = []  # a window lacks a frame, which has failed
         for name in stages:
-            if self.fail_fast and any(unit.is_given_up for item in items for unit in item.units):
-                break
+            is_to_end = self.fail_fast and any(unit.is_given_up for item in items for unit in item.units)
+            if is_to_end and name != "assemble":  # what was computed is still written
+                continue
             STAGES[name](context, [item for item in readable if not item.failed])
             _share_failures(readable)
             if name == "translate" and context.rule() is not None:

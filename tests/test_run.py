@@ -275,6 +275,20 @@ def test_fail_fast_ends_the_run(project: Project) -> None:
     assert not (project.output / "metadata.jsonl").exists()
 
 
+def test_fail_fast_writes_what_was_computed_and_claims_nothing_of_what_it_did_not_look_at(project: Project) -> None:
+    good = project.picture("good.png")
+    (project.folder / "broken.png").write_text("nonsense")
+    sizes = {"height": None, "width": None}
+    project.write([{"image": good, "prompts": ["a cat", {"prompt": "a dog", "guidance_scale": 1e38}]}], defaults=sizes)
+    assert "at least 1 of 2 results are there" in project.pnp("run", "--fail-fast", code=1)
+    assert len(project.pictures()) == len(project.rows()) == 1
+    inputs = [{"image": "broken.png", "prompts": PROMPTS}, {"image": good, "prompts": ["a cat"]}]
+    said = project.write(inputs, defaults=sizes).pnp("run", "--fail-fast", code=1)
+    assert "at least 0 of 3 results are there" in said and "1 result was not looked at" in said
+    assert said.count("failed: broken.png") == 1
+    assert [row["source"] for row in project.failures()].count("broken.png") == 2
+
+
 def test_limit_takes_the_first_pictures_and_keeps_later_runs_consistent(project: Project) -> None:
     project.write([{"image": project.picture(f"{i}.png", i), "prompts": PROMPTS[:1]} for i in range(3)])
     project.pnp("run", "--limit", "2")

@@ -598,18 +598,23 @@ def shapes_render(
     """Render scenes as an image folder: pictures, exact masks, captions; the same seed gives the same bytes."""
     from rich.progress import track
 
-    from pnp_batch.shapes.imagefolder import rendering, unfinished, write_clips, write_scenes
+    from pnp_batch.shapes.imagefolder import begun, is_whole, rendering, write_clips, write_scenes
 
     if clips and size % 2:
         raise typer.BadParameter(f"clips need an even size, not {size}", param_hint="--size")
     console, kind = _console(), "clips" if clips else "scenes"
-    about = f"{count} {kind} from seed {seed}, size {size}" + (f", {frames} frames" if clips else "")
-    _check_folder(output, begun=unfinished(output) == about)
+    many = counted(count, kind.removesuffix("s"))
+    about = f"{many} from seed {seed}, size {size}" + (f", {counted(frames, 'frame')}" if clips else "")
+    is_ours = begun(output) == about
+    _check_folder(output, begun=is_ours)
+    if is_ours and is_whole(output):
+        print(f"{many}, all there already: {output / 'metadata.jsonl'}")
+        return OK
     names = write_clips(output, count, seed, size, frames) if clips else write_scenes(output, count, seed, size)
     with rendering(output, about):
         for _ in track(names, kind, count, console=console, disable=not console.is_terminal, transient=True):
             pass
-    print(f"{count} {kind}: {output / 'metadata.jsonl'}")
+    print(f"{many}: {output / 'metadata.jsonl'}")
     return OK
 
 

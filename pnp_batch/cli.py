@@ -918,7 +918,7 @@ def _wanted(plan: Plan) -> Wanted:
 
 def _leftovers(count: int, manifest: Path) -> str:
     what = counted(count, "result in the folder is", "results in the folder are")
-    return f"{what} no longer in the manifest; to remove: pnp-batch prune {shlex.quote(str(manifest))}"
+    return f"{what} no longer in the manifest; to list: pnp-batch prune {shlex.quote(str(manifest))} --dry-run"
 
 
 def _watched(items: Iterable[Any], plan: Plan) -> list[Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -39,8 +39,8 @@ class Wanted:
         untold: Names of pictures and videos that cannot be read, so that it cannot be told what their rows would say.
     """
 
-    results: frozenset[int] | None
-    untold: frozenset[str] = frozenset()
+    results: Set[int] | None
+    untold: Set[str] = frozenset()
 
     def lacks(self, row: Row) -> bool:
         """Whether a row is a leftover; a row that this program did not write is none."""
@@ -74,7 +74,7 @@ def wanted(plan: Plan, context: Context) -> Wanted:
         elif job.place == 0:  # of a video, any frame tells
             retries = () if job.window else plan.retries(job.source, job.translations)
             results.update(_identity(row) for each in (job, *retries) for row in _rows(each, context))
-    return Wanted(frozenset(results), frozenset(untold))
+    return Wanted(results, untold)
 
 
 def remove(outputs: Outputs, wanted: Wanted) -> None:

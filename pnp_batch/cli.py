@@ -335,7 +335,7 @@ def prune(
     ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
 ) -> int:
-    """Remove results that no manifest asks for any more, with their rows. What they cost to compute stays in the store."""
+    """Remove results that no manifest asks for any more, with their rows; the store keeps them, should they be wanted again."""
     from pnp_batch.engines.run import only_run
     from pnp_batch.leftovers import remove
     from pnp_batch.stages.outputs import Outputs

@@ -106,4 +106,5 @@ def _is_own(row: Row) -> bool:
     """Whether this program wrote a row and the file that it names; others may keep rows of their own in the same file."""
     name, key = PurePosixPath(str(row.get("file_name"))), str(row.get("key"))
     is_below = name.parts[:1] in {(product,) for product in PRODUCTS} and ".." not in name.parts
-    return is_below and re.search(rf"--.+-{re.escape(key[:SHORT_KEY])}(\.\w+)?$", name.name) is not None
+    is_named_so = re.search(rf"--.+-{re.escape(key[:SHORT_KEY])}(\.\w+)?$", name.name) is not None
+    return is_below and is_named_so and re.fullmatch("[0-9a-f]{64}", key) is not None

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from running import Project
 
+KEY = "0123456789abcdef" * 4
 PROMPTS = ["a bronze statue", "a pink toy"]
 
 
@@ -61,7 +62,7 @@ def test_a_file_stays_for_whoever_else_needs_it_and_foreign_rows_and_files_are_l
     project.picture("y/a.png")  # the same pixels and name: the same file
     project.write([{"image": f"{folder}/a.png", "prompts": PROMPTS[:1]} for folder in "xy"]).pnp("run")
     (project.output / "images/mine.png").write_bytes(b"mine")
-    foreign = [{"file_name": "images/mine.png"}, {"file_name": "../a--b-1234567890.png", "key": "1234567890"}, {}]
+    foreign = [{"file_name": "images/mine.png"}, {"file_name": f"images/../../a--b-{KEY[:10]}.png", "key": KEY}, {}]
     with (project.output / "metadata.jsonl").open("a") as file:
         file.writelines(json.dumps(row) + "\n" for row in foreign)
     files = project.pictures()

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from pnp_batch.errors import EnvironmentFailure, ModelError
 from pnp_batch.families import EVERY_COMPONENT, FAMILIES, SD, SDXL, SUPPORTED, WEIGHT_NAMES, Family
+from pnp_batch.manifest import near_file
 
 BUILTIN = {"builtin:shapes": "shapes/pipeline"}
 
@@ -39,6 +40,7 @@ LATENT_KEY = "model.diffusion_model.input_blocks.0.0.weight"
 SD2_TEXT_WIDTH = 1024
 
 CONFIG_PATTERNS = ["model_index.json", "pnp.json", *(f"{c}/*.json" for c in EVERY_COMPONENT), "tokenizer*/*.txt"]
+FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")  # of weights: what ends so is no hub id
 
 # What diffusers takes for a key that a UNet's config leaves out.
 DIFFUSERS_UNET = {
@@ -387,6 +389,9 @@ def resolve(
         return _single_file(model, path, base, config)
     if os.path.isdir(path):  # noqa: PTH112 - as above
         return _folder(model, path, variant)
+    if path.suffix in FILE_SUFFIXES:
+        only = "" if path.suffix == ".safetensors" else " (and only .safetensors files are read)"
+        raise ModelError(f"model '{model}': there is no file {path}{only}{near_file(path)}")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith("."):
         raise ModelError(f"model '{model}': there is no such folder or file ({path}), and it is no hub id (owner/name)")
     configs = _from_hub(model, revision, CONFIG_PATTERNS)

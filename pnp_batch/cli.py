@@ -9,6 +9,7 @@ import functools
 import io
 import json
 import logging
+import operator
 import os
 import shlex
 import shutil
@@ -22,10 +23,12 @@ import typer
 
 from pnp_batch.errors import EnvironmentFailure, ManifestError, ModelError, PnpError, disk_errors_named
 from pnp_batch.interrupts import interruptible
+from pnp_batch.names import counted
 
 if TYPE_CHECKING:
     from pnp_batch.checkpoint import Checkpoint
     from pnp_batch.engines import Summary
+    from pnp_batch.leftovers import Wanted
     from pnp_batch.manifest import Manifest
     from pnp_batch.plan import Checked, Plan
     from pnp_batch.survey import Survey
@@ -90,7 +93,7 @@ def _verb(function: Callable[..., int]) -> Callable[..., None]:
                 code = function(*args, **kwargs)
         except ManifestError as error:
             _say(str(error))
-            _say(f"{len(error.problems)} problem{'s' if len(error.problems) > 1 else ''} found; nothing was started")
+            _say(f"{counted(len(error.problems), 'problem')} found; nothing was started")
             code = WRONG_INPUT
         except ModelError as error:
             _say(f"model: {error}")
@@ -172,14 +175,17 @@ def run(
     summary = chosen(Run(plan, view_for(console), stages, fail_fast, forgive=retry_failed))
     for message in summary.corrupt:
         _say(message)
+    work = f"{counted(summary.inverted, 'inversion')}, {counted(summary.rows, 'UNet row')}, {summary.seconds:.1f} s"
+    is_stopped = fail_fast and summary.failed > 0
     _say(
-        f"{summary.done} of {summary.translations} results are there ({summary.translated} computed now, {summary.inverted} "
-        f"inversions, {summary.rows} UNet rows, {summary.seconds:.1f} s), {summary.failed} failed"
+        f"{'at least ' * is_stopped}{summary.done} of {counted(summary.translations, 'result is', 'results are')} there "
+        f"({summary.translated} computed now, {work}), {summary.failed} failed"
     )
     if loaded.quality is not None and "translate" in stages:  # the gate is part of that stage
         _say_quality(summary)
-    if fail_fast and summary.failed:
-        _say("stopped at the first failure (--fail-fast)")
+    if is_stopped:
+        left = counted(summary.translations - summary.done - summary.failed, "result was", "results were")
+        _say(f"stopped at the first failure (--fail-fast); {left} not looked at")
     return _conclude(plan, summary, stages == tuple(STAGES))
 
 
@@ -208,15 +214,17 @@ def _conclude(plan: Plan, summary: Summary, complete: bool) -> int:
         for what, folder in (("pictures:", manifest.output / "images"), ("videos:", manifest.output / "videos")):
             if folder.exists():
                 print(f"{what:<9} {folder}")
-        print(f"report:   {_write_report(manifest)}")
+        print(f"report:   {_write_report(manifest, plan, summary.done)}")
     if summary.failed:
         _say(f"what failed and why: {manifest.output / 'failures.jsonl'}")
         _say(f"to try just that again: pnp-batch run {shlex.quote(str(manifest.path))} --retry-failed")
     elif left := summary.translations - summary.done:
         if complete:
-            _say(f"{left} results are not there, though nothing failed; run the same command again")
+            _say(
+                f"{counted(left, 'result is', 'results are')} not there, though nothing failed; run the same command again"
+            )
             return SOME_FAILED
-        _say(f"{left} results wait for another stage; without --only all stages run")
+        _say(f"{counted(left, 'result waits', 'results wait')} for another stage; without --only all stages run")
     return SOME_FAILED if summary.failed else OK
 
 
@@ -225,8 +233,8 @@ def _conclude(plan: Plan, summary: Summary, complete: bool) -> int:
 def validate(manifest: ManifestPath) -> int:
     """Check a manifest and everything it names; start nothing."""
     loaded = _load(manifest)
-    checked = _check(loaded, _checkpoint(loaded))
-    print(f"{manifest} is valid: {checked.translations} results of {checked.sources} guidance images")
+    _, checked = _checked(loaded)
+    print(f"{manifest} is valid: {_results_of(checked.translations, checked.sources)}")
     return OK
 
 
@@ -257,6 +265,8 @@ def status(
             print(json.dumps({**asdict(counts), "run": last}, indent=1))
         else:
             print(f"{manifest}: {_state(last)}\n{_surveyed(counts, gate=loaded.quality is not None)}")
+            if counts.leftovers:
+                print(_leftovers(counts.leftovers, manifest))
     if not as_json:
         for line in (*_pace(last), *workers(loaded)):
             print(line)
@@ -300,7 +310,7 @@ def _pace(last: Mapping[str, Any] | None) -> Iterator[str]:
     if last is not None:
         rate = last["rows"] / last["seconds"] if last["seconds"] else 0.0
         eta = f", ETA {clock(last['eta'])}" if last["running"] else ""
-        yield f"last run: {clock(last['seconds'])}, {last['rows']} UNet rows, {rate:.1f} rows/s{eta}"
+        yield f"last run: {clock(last['seconds'])}, {counted(last['rows'], 'UNet row')}, {rate:.1f} rows/s{eta}"
 
 
 @app.command()
@@ -319,6 +329,36 @@ def report(
 
 @app.command()
 @_verb
+def prune(
+    manifests: Annotated[
+        list[Path], typer.Argument(metavar="MANIFEST...", help="All manifests that write into the folder.")
+    ],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+) -> int:
+    """Remove results that no manifest asks for any more, with their rows; the store keeps them, should they be wanted again."""
+    from pnp_batch.engines.run import only_run
+    from pnp_batch.leftovers import remove
+    from pnp_batch.stages.outputs import Outputs
+
+    plans = [_plan(_load(path), quiet=True) for path in manifests]
+    outputs, count = Outputs(plans[0].manifest.output), 0
+    if any(plan.manifest.output != outputs.root for plan in plans):
+        raise typer.BadParameter("these manifests do not write into one folder", param_hint="MANIFEST...")
+    with only_run(outputs.root):
+        wanted = functools.reduce(operator.or_, map(_wanted, plans))
+        for row in filter(wanted.lacks, outputs.rows()):
+            print(f"{row['file_name']} ({row['source']}: '{row['prompt']}')")
+            count += 1
+        if count and not dry_run:
+            remove(outputs, wanted)
+    print(f"{'would remove' if dry_run else 'removed'} {counted(count, 'result')}")
+    if count and not dry_run:
+        _write_report(plans[0].manifest, plans[0])
+    return OK
+
+
+@app.command()
+@_verb
 def evaluate(
     manifest: ManifestPath,
     json_file: Annotated[
@@ -330,21 +370,21 @@ def evaluate(
 ) -> int:
     """Measure the results that are there against their sources and prompts."""
     from pnp_batch.evaluation.columns import METRICS_FILE
-    from pnp_batch.evaluation.scores import scores
-    from pnp_batch.evaluation.summary import by_method, method_table, pie_table, reasons
     from pnp_batch.store.files import write_atomic
     from pnp_batch.survey import as_last_run
 
     if json_file is not None:
         _check_writable(json_file, "--json")
     plan = as_last_run(_plan(_load(manifest), quiet=True))
+
+    from pnp_batch.evaluation.scores import scores  # seconds of torch, once there is something to do
+    from pnp_batch.evaluation.summary import by_method, method_table, pie_table, reasons
+
     worker = _worker(plan)
     found = _watched(scores(plan, worker.context), plan)
     clips = sum(given.video is not None for given in plan.manifest.inputs)
     if clips:
-        _say(
-            f"{clips} video{'s are' if clips > 1 else ' is'} left out: only pictures are measured (docs/evaluation.md)"
-        )
+        _say(f"{counted(clips, 'video is', 'videos are')} left out: only pictures are measured (docs/evaluation.md)")
     if not found:
         if clips == len(plan.manifest.inputs):
             raise PnpError("there is nothing to measure: this manifest has no pictures")
@@ -360,7 +400,7 @@ def evaluate(
             write_atomic(json_file, json.dumps(rows, indent=1, ensure_ascii=False))
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     worker.outputs.write_file(METRICS_FILE, "".join(lines).encode(errors="backslashreplace"))
-    _say(f"report with these figures: {_write_report(plan.manifest)}")
+    _say(f"report with these figures: {_write_report(plan.manifest, plan)}")
     return OK
 
 
@@ -400,18 +440,23 @@ def inspect(
     timesteps: Annotated[int, typer.Option(min=1, help="How many timesteps, evenly.")] = 6,
 ) -> int:
     """Look inside: PCA of features or self-attention, or the denoising trajectory, as PNG and one HTML page."""
-    from pnp_batch.inspection import page, sheets
-    from pnp_batch.inspection.subjects import subjects
+    from pnp_batch.inspection.kinds import ABOUT
     from pnp_batch.survey import as_last_run
 
-    if what not in page.ABOUT:
-        raise typer.BadParameter(f"'{what}' is not one of {', '.join(page.ABOUT)}", param_hint="WHAT")
+    if what not in ABOUT:
+        raise typer.BadParameter(f"'{what}' is not one of {', '.join(ABOUT)}", param_hint="WHAT")
     plan = as_last_run(_plan(_load(manifest), quiet=True))
     at = _layers(what, layers, plan)
+
+    from pnp_batch.inspection import page, sheets  # seconds of torch, once there is something to do
+    from pnp_batch.inspection.subjects import subjects
+
     context = _worker(plan).context
     chosen = subjects(plan, context, inputs or ())
     if chosen.left_out:
-        _say(f"{chosen.left_out} of the guidance images are not shown; name them with --input")
+        _say(
+            f"{counted(chosen.left_out, 'guidance image is', 'guidance images are')} not shown; name with --input what is to be"
+        )
     pictures = sheets.made(what, context.model, chosen.found, at, timesteps)
     print(page.write(what, pictures, plan.manifest.output / "inspect"))
     return OK
@@ -419,7 +464,7 @@ def inspect(
 
 def _layers(what: str, written: str | None, plan: Plan) -> list[int]:
     """The decoder layers to look at, checked against the model."""
-    from pnp_batch.inspection.sheets import default_layers
+    from pnp_batch.inspection.kinds import default_layers
 
     if written is None:
         return default_layers(what, plan.checkpoint)
@@ -503,7 +548,9 @@ def store_verify(manifest: ManifestPath) -> int:
             total += 1
         else:
             _say(store.corrupt[stage, path.name])
-    print(f"{total} artifacts are intact, {len(store.corrupt)} were corrupt")
+    print(
+        f"{counted(total, 'artifact is', 'artifacts are')} intact, {counted(len(store.corrupt), 'was', 'were')} corrupt"
+    )
     return SOME_FAILED if store.corrupt else OK
 
 
@@ -532,7 +579,7 @@ def store_gc(
     size = sum(map(size_of, garbage))
     for path in garbage if not dry_run else ():
         store.remove(path)
-    print(f"{'would free' if dry_run else 'freed'} {size / 1e6:.1f} MB in {len(garbage)} places")
+    print(f"{'would free' if dry_run else 'freed'} {size / 1e6:.1f} MB in {counted(len(garbage), 'place')}")
     return OK
 
 
@@ -551,18 +598,23 @@ def shapes_render(
     """Render scenes as an image folder: pictures, exact masks, captions; the same seed gives the same bytes."""
     from rich.progress import track
 
-    from pnp_batch.shapes.imagefolder import rendering, unfinished, write_clips, write_scenes
+    from pnp_batch.shapes.imagefolder import begun, is_whole, rendering, write_clips, write_scenes
 
     if clips and size % 2:
         raise typer.BadParameter(f"clips need an even size, not {size}", param_hint="--size")
     console, kind = _console(), "clips" if clips else "scenes"
-    about = f"{count} {kind} from seed {seed}, size {size}" + (f", {frames} frames" if clips else "")
-    _check_folder(output, begun=unfinished(output) == about)
+    many = counted(count, kind.removesuffix("s"))
+    about = f"{many} from seed {seed}, size {size}" + (f", {counted(frames, 'frame')}" if clips else "")
+    is_ours = begun(output) == about
+    _check_folder(output, begun=is_ours)
+    if is_ours and is_whole(output):
+        print(f"{many}, all there already: {output / 'metadata.jsonl'}")
+        return OK
     names = write_clips(output, count, seed, size, frames) if clips else write_scenes(output, count, seed, size)
     with rendering(output, about):
         for _ in track(names, kind, count, console=console, disable=not console.is_terminal, transient=True):
             pass
-    print(f"{count} {kind}: {output / 'metadata.jsonl'}")
+    print(f"{many}: {output / 'metadata.jsonl'}")
     return OK
 
 
@@ -743,23 +795,33 @@ def _plan(manifest: Manifest, limit: int | None = None, retry_failed: bool = Fal
     from pnp_batch.failures import FailureList
     from pnp_batch.plan import Plan
 
-    checkpoint = _checkpoint(manifest)
-    _check(manifest, checkpoint, quiet)
+    checkpoint, _ = _checked(manifest, quiet)
     only = frozenset(FailureList(manifest).rows) if retry_failed else None
     plan = Plan(manifest, checkpoint, limit, only)
     if only and (strangers := plan.strangers()):
-        what = f"{strangers} of {len(only)} listed failures are no results of this manifest as it is now and are left alone"
+        listed = counted(len(only), "listed failure")
+        what = f"{strangers} of {listed}: no result of this manifest as it is now, and left alone"
         _say(f"warning: {what}; a run without --retry-failed makes all that is missing")
     return plan
 
 
-def _check(manifest: Manifest, checkpoint: Checkpoint, quiet: bool = False) -> Checked:
-    from pnp_batch.plan import check
+def _checked(manifest: Manifest, quiet: bool = False) -> tuple[Checkpoint, Checked]:
+    """The model, and what the manifest names; whatever is wrong with either is said at once."""
+    from pnp_batch.plan import check, problems_without_model
 
+    try:
+        checkpoint = _checkpoint(manifest)
+    except (ManifestError, EnvironmentFailure) as error:
+        others = problems_without_model(manifest)
+        if not others:
+            raise
+        cannot_be_had = manifest.problem(("model",), str(error))
+        of_model = error.problems if isinstance(error, ManifestError) else (cannot_be_had,)
+        raise ManifestError([*of_model, *others]) from error
     checked = check(manifest, checkpoint)
     for message in () if quiet else checked.warnings:
         _say(f"warning: {message}")
-    return checked
+    return checkpoint, checked
 
 
 def _worker(plan: Plan) -> Any:
@@ -782,8 +844,11 @@ def _show_estimate(plan: Plan) -> None:
     worker = _worker(plan)
     counts = survey(plan, worker)
     left = counts.left
-    print(f"{counts.translations} results of {counts.sources} guidance images; {counts.translated} are there already")
-    print(f"to compute: {left.translations} results, {left.trajectories} trajectories")
+    there = counted(counts.translated, "is", "are")
+    print(f"{_results_of(counts.translations, counts.sources)}; {there} there already")
+    print(
+        f"to compute: {counted(left.translations, 'result')}, {counted(left.trajectories, 'trajectory', 'trajectories')}"
+    )
     print(
         f"UNet rows:  {left.rows} ({left.inversion_rows} inversion, {left.source_rows} source, {left.target_rows} target)"
     )
@@ -804,12 +869,18 @@ def _show_estimate(plan: Plan) -> None:
         _say("warning: there may not be enough space on the disk")
 
 
+def _results_of(results: int, sources: int) -> str:
+    return f"{counted(results, 'result')} of {counted(sources, 'guidance image')}"
+
+
 def _show_retries(plan: Plan, counts: Survey) -> None:
     retries, judged = counts.retries, sum(counts.judged.values())
-    print(f"quality:    {counts.unjudged} results to judge; {judged} have their verdict")
+    print(
+        f"quality:    {counted(counts.unjudged, 'result')} to judge; {counted(judged, 'has its', 'have their')} verdict"
+    )
     if retries.rows:
         print(
-            f"            at most {retries.rows} UNet rows and {retries.disk_bytes / 1e6:.1f} MB more, "
+            f"            at most {counted(retries.rows, 'UNet row')} and {retries.disk_bytes / 1e6:.1f} MB more, "
             "if none of them passes before its last retry"
         )
 
@@ -818,17 +889,41 @@ def _existing_parent(path: Path) -> Path:
     return next(parent for parent in (path, *path.parents) if os.path.exists(parent))  # noqa: PTH110 - a name may be too long
 
 
-def _write_report(manifest: Manifest) -> Path:
+def _write_report(manifest: Manifest, plan: Plan | None = None, asked: int = 0) -> Path:
+    """Writes `report.html`, which marks what is no longer in the manifest; `asked` results are known not to be that."""
     from pnp_batch.failures import FailureList
+    from pnp_batch.leftovers import EVERYTHING
     from pnp_batch.report.html import write_report
     from pnp_batch.stages.outputs import Outputs
     from pnp_batch.store import ArtifactStore
 
-    failures = list(FailureList(manifest).rows.values())
+    outputs, failures = Outputs(manifest.output), list(FailureList(manifest).rows.values())
+    is_leftover = EVERYTHING.lacks
+    if sum(1 for _ in outputs.rows()) > asked:
+        try:
+            is_leftover = _wanted(plan or _plan(manifest, quiet=True)).lacks
+        except (
+            ManifestError,
+            EnvironmentFailure,
+        ) as error:  # the page is of use also without the pictures or the model
+            _say(f"results that are no longer in the manifest are not marked, since they cannot be told:\n{error}")
     # Absolute: the page's commands are pasted wherever a person happens to be.
-    return write_report(
-        str(manifest.path.absolute()), Outputs(manifest.output), ArtifactStore(manifest.store), failures
-    )
+    name, store = str(manifest.path.absolute()), ArtifactStore(manifest.store)
+    path = write_report(name, outputs, store, failures, is_leftover)
+    if count := sum(map(is_leftover, outputs.rows())):
+        _say(_leftovers(count, manifest.path))
+    return path
+
+
+def _wanted(plan: Plan) -> Wanted:
+    from pnp_batch.leftovers import wanted
+
+    return wanted(plan, _worker(plan).context)
+
+
+def _leftovers(count: int, manifest: Path) -> str:
+    what = counted(count, "result in the folder is", "results in the folder are")
+    return f"{what} no longer in the manifest; to list: pnp-batch prune {shlex.quote(str(manifest))} --dry-run"
 
 
 def _watched(items: Iterable[Any], plan: Plan) -> list[Any]:

@@ -21,6 +21,8 @@ from pnp_batch.store.files import write_atomic
 
 Row = Mapping[str, Any]
 
+FAILED = "failed.yaml"
+
 
 class FailureList:
     """The failed results of an output folder. A failure stays listed until its result is there or it fails anew."""
@@ -62,7 +64,7 @@ class FailureList:
             old.unlink(missing_ok=True)
         if not self.rows:
             self.path.unlink(missing_ok=True)
-            (self.root / "failed.yaml").unlink(missing_ok=True)
+            (self.root / FAILED).unlink(missing_ok=True)
             return
         with disk_errors_named(str(self.path)):
             write_atomic(self.path, b"".join(map(line_of, self.rows.values())))

@@ -12,9 +12,9 @@ import io
 import json
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -33,13 +33,19 @@ from pnp_batch.manifest import (
     prompt_from_row,
 )
 from pnp_batch.media.images import SUFFIXES, VIDEO_SUFFIXES
+from pnp_batch.names import counted, listed
 from pnp_batch.store.keys import key_of
 
+FOREIGN_DELIMITERS = {";": "semicolons", "\t": "tabs"}  # of columns, as some spreadsheets write them
 ROW_FILE_KEYS = ("file_name", "image", "image_path", "init_img", "file")
 
 # What this program writes below `output_dir` and a later run could take for its inputs.
 PRODUCTS = ("images", "videos", "inspect")
 ROWS_FILE = "metadata.jsonl"
+PROGRESS_FILE, LOG_FILE = (
+    "progress.json",
+    "run.log",
+)  # every run writes these two, so a folder with both is one's `output_dir`
 
 
 @dataclass(frozen=True)
@@ -118,12 +124,12 @@ class Expansion:
                 without.append(_name_in_rows(source))
         self.problems.extend(prompts.unused(without))
         if without and prompts.by_file:
-            left_out = f"{len(without)} of the pictures have no row in {prompts.file} and are left out"
-            self.warnings.append(f"{left_out} (first: {without[0]})")
+            missing = counted(len(without), "picture")
+            self.warnings.append(f"{prompts.file} has no row for {missing}, left out here: {listed(without)}")
         elif without:
             files = f"{PurePosixPath(without[0]).stem}.txt (or prompts.txt, prompts.csv, prompts.jsonl)"
             hint = f"write `prompts:`, or put {files} beside the pictures"
-            raise self._error(loc, f"no prompts: {hint} (first without: {without[0]})")
+            raise self._error(loc, f"no prompts: {hint} (without: {listed(without)})")
 
     def _translation(self, spec: InputSpec, prompt: PromptSpec, place: Loc | Row) -> Translation:
         return Translation(prompt.prompt, self.manifest.defaults.overridden(spec, prompt).settled(), place)
@@ -226,22 +232,42 @@ class Expansion:
 
         own = self._products_below(folder)
         links: list[str] = []
+        foreign: list[str] = []
         for place, folders, names in os.walk(folder, onerror=refuse):
             below = PurePosixPath(place).relative_to(folder)
             folders[:] = sorted(name for name in folders if name[0] != "." and below / name not in own)
+            if {PROGRESS_FILE, LOG_FILE} <= set(names):
+                foreign += (f"{below / name}" for name in folders if name in PRODUCTS)
+                folders[:] = [name for name in folders if name not in PRODUCTS]
             links += (f"{below / name}" for name in folders if _is_link(f"{place}/{name}"))
             above = "" if below == PurePosixPath() else f"{below}/"
             yield from (above + name for name in sorted(names) if name[0] != "." and _is_picture(name))
         if links:
             what = f"in {folder} links to folders are not followed ({len(links)}, first: {links[0]!a})"
             self.warnings.append(f"{what}; give each an entry of its own in `inputs`")
+        self._say_foreign(folder, foreign)
 
     def _glob(self, folder: Path, pattern: str) -> Iterator[str]:
         own = tuple(f"{product}/" for product in self._products_below(folder))
+        is_output = cache(_is_output)
+        foreign: dict[str, None] = {}
         found = glob.iglob(pattern, root_dir=folder, recursive=True)  # noqa: PTH207 - Path.glob refuses "a**b"
         for tree in sorted(set(filter(_is_picture, found))):
-            if not tree.startswith(own) and not _is_folder(f"{folder}/{tree}"):
+            if tree.startswith(own) or _is_folder(f"{folder}/{tree}"):
+                continue
+            if product := _product_around(tree, lambda place: is_output(f"{folder}/{place}")):
+                foreign[product] = None
+            else:
                 yield tree
+        self._say_foreign(folder, list(foreign))
+
+    def _say_foreign(self, folder: Path, products: Sequence[str]) -> None:
+        """What other manifests' runs wrote is no input unless it is named: it would become one while they go on."""
+        if products:
+            what = (
+                f"in {folder} what another manifest's runs wrote is left out ({len(products)}, first: {products[0]!a})"
+            )
+            self.warnings.append(f"{what}; give each folder an entry of its own in `inputs` to take it")
 
     def _products_below(self, folder: Path) -> tuple[PurePosixPath, ...]:
         """Where this manifest's own products lie, seen from a folder: a second run must not take them for inputs."""
@@ -271,6 +297,23 @@ def _file_source(name: str, path: Path, tree: str, loc: Loc) -> Source:
         above = ""
     stem = os.path.splitext(file)[0].lstrip(".") or "picture"  # noqa: PTH122
     return Source(name, PurePosixPath(above, stem), path, None, loc)
+
+
+def _is_output(folder: str | Path) -> bool:
+    """Whether a folder is the `output_dir` of some manifest that was run."""
+    return all(_is_file(Path(folder, name)) for name in (PROGRESS_FILE, LOG_FILE))
+
+
+def _holds_rows(file: Path, own: str) -> bool:
+    """Whether a file is the list of results of an earlier run, of the manifest's own or of another: these are no prompts."""
+    return file.name == ROWS_FILE and (os.path.realpath(file.parent) == own or _is_output(file.parent))
+
+
+def _product_around(tree: str, is_output: Callable[[str], bool]) -> str | None:
+    """The folder of a run's products that a picture lies in, if it lies in one."""
+    parts = tree.split("/")[:-1]
+    places = (n for n, part in enumerate(parts) if part in PRODUCTS and is_output("/".join(parts[:n])))
+    return next(("/".join(parts[: n + 1]) for n in places), None)
 
 
 def _is_folder(path: str | Path) -> bool:
@@ -366,8 +409,9 @@ class _Prompts:
             folder = self._manifest.located(str(_split_at_wildcard(spec.images)[0]))
         inside = [folder / f"{name}{suffix}" for name in ("prompts", "metadata") for suffix in PROMPT_FILES]
         beside = [folder.parent / f"{folder.name}{suffix}" for suffix in PROMPT_FILES]
-        own = os.path.realpath(self._manifest.output / ROWS_FILE)  # the rows of an earlier run are no prompts
-        return next((file for file in (*inside, *beside) if _is_file(file) and os.path.realpath(file) != own), None)
+        own = os.path.realpath(self._manifest.output)
+        files = (file for file in (*inside, *beside) if _is_file(file))
+        return next((file for file in files if not _holds_rows(file, own)), None)
 
     def _sidecar(self, source: Source) -> Sequence[tuple[PromptSpec, Row]]:
         path = source.path.with_suffix(".txt") if source.path else None
@@ -419,6 +463,9 @@ def _csv_rows(file: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         names = [name.strip() for name in reader.fieldnames or ()]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ManifestError([Problem(str(file), 1, twice, "this column is given twice")])
+        if wrong := next((word for sign, word in FOREIGN_DELIMITERS.items() if sign in "".join(names)), None):
+            what = f"the columns are separated by {wrong}; write commas, with cells that hold some in double quotes"
+            raise ManifestError([Problem(str(file), 1, "", what)])
         reader.fieldnames = names
         for row in reader:
             if None in row:

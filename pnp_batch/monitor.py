@@ -19,12 +19,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from pnp_batch import interrupts
 from pnp_batch.errors import disk_errors_named
+from pnp_batch.inputs import PROGRESS_FILE
+from pnp_batch.names import counted
 from pnp_batch.plan import Estimate
 from pnp_batch.store.files import write_atomic
 
 log = logging.getLogger(__name__)
 
-PROGRESS_FILE = "progress.json"
 FILE_SECONDS = 1.0
 SILENT_SECONDS = 30.0
 LINE_SECONDS = 10.0
@@ -59,7 +60,7 @@ class WorkerState:
 
     def __str__(self) -> str:
         silent = f", silent for {clock(self.silent)}" if self.silent > SILENT_SECONDS else ""
-        return f"{self.name} on {self.host}: {self.doing}, {self.rows} UNet rows, {self.rate:.1f}/s{silent}"
+        return f"{self.name} on {self.host}: {self.doing}, {counted(self.rows, 'UNet row')}, {self.rate:.1f}/s{silent}"
 
 
 @dataclass
@@ -81,6 +82,7 @@ class State:
         rows_total: UNet rows of the whole plan.
         rows_settled: UNet rows of the plan that need no more thought: computed, or found done.
         seconds: Since the run began.
+        is_beyond_plan: Whether more rows were computed than were planned, and there is still work in hand.
         eta: Seconds to go, or None while that is not known.
         workers: Those in other processes.
     """
@@ -99,6 +101,7 @@ class State:
     rows: int = 0
     rows_settled: int = 0
     seconds: float = 0.0
+    is_beyond_plan: bool = False
     eta: float | None = None
     workers: list[WorkerState] = field(default_factory=list)
 
@@ -111,6 +114,16 @@ class State:
     def rate(self) -> float:
         """UNet rows a second."""
         return self.rows / self.seconds if self.seconds else 0.0
+
+    @property
+    def percent(self) -> int:
+        """Of the rows; 100 once all are settled, and not before."""
+        return 100 * self.rows_settled // self.rows_total if self.rows_total else 100
+
+    @property
+    def time_left(self) -> str:
+        """The ETA in words."""
+        return "unknown (more rows than planned)" if self.is_beyond_plan else clock(self.eta)
 
 
 class View(Protocol):
@@ -217,13 +230,14 @@ class Monitor:
     def _refresh(self, force: bool = False) -> None:
         state, now = self.state, time.monotonic()
         state.seconds = now - self._begin
-        in_hand = state.rows - self._rows_before
-        state.rows_settled = min(self._settled_before + in_hand, state.rows_total)
+        reached = self._settled_before + state.rows - self._rows_before
+        # A float32 retry, an attempt of the quality gate or an inversion's safe scheme cannot be foretold.
+        state.is_beyond_plan = reached >= state.rows_total > self._settled_before
+        state.rows_settled = state.rows_total - 1 if state.is_beyond_plan else min(reached, state.rows_total)
         if self._computing_began is not None and state.rows:
             seconds_per_row = (now - self._computing_began) / state.rows
             left = state.rows_total - state.rows_settled
-            # A run that computes more than was planned (a float32 retry, an inversion's safe scheme) cannot be foretold.
-            state.eta = left * seconds_per_row if left else None
+            state.eta = left * seconds_per_row if left and not state.is_beyond_plan else None
         self._view.show(state)
         if force or now - self._written >= FILE_SECONDS:
             self._written = now
@@ -263,10 +277,9 @@ class PlainView:
 
     def _print(self, state: State) -> None:
         self._last = time.monotonic()
-        share = state.rows_settled / state.rows_total if state.rows_total else 1.0
         print(
-            f"{share:4.0%}  {state.at_least_done}/{state.translations} results, {state.inverted} inverted, "
-            f"{state.translated} translated, {state.failed} failed, {state.rate:.1f} UNet rows/s, ETA {clock(state.eta)}",
+            f"{state.percent:3}%  {state.at_least_done}/{counted(state.translations, 'result')}, {state.inverted} inverted, "
+            f"{state.translated} translated, {state.failed} failed, {state.rate:.1f} UNet rows/s, ETA {state.time_left}",
             *(f"\n      {worker}" for worker in state.workers),
             sep="",
             file=sys.stderr,
@@ -302,7 +315,7 @@ class LiveView:
         failed = f"[red]{state.failed} failed[/red]" if state.failed else "0 failed"
         self._bar("inversions", state.inverted, state.trajectories, "this run")
         self._bar("results", state.at_least_done, state.translations, failed)
-        self._bar("UNet rows", state.rows_settled, state.rows_total, f"{state.rate:.1f}/s  ETA {clock(state.eta)}")
+        self._bar("UNet rows", state.rows_settled, state.rows_total, f"{state.rate:.1f}/s  ETA {state.time_left}")
         for worker in state.workers:
             self._bar(
                 worker.name, worker.rows, state.rows_total, f"{worker.rate:.1f}/s  {worker.doing} ({worker.host})"

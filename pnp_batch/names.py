@@ -1,4 +1,4 @@
-"""Names for people: what tells two of the same name apart, and which one is meant by a part of a path."""
+"""Names and numbers for people: what tells two of the same name apart, and which one is meant by a part of a path."""
 
 from __future__ import annotations
 
@@ -9,6 +9,17 @@ from typing import Any
 from pnp_batch.errors import ManifestError, Problem
 
 MAX_LISTED = 5
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """`1 result`, `2 results`; `many` where an s is not all, as in `results are`."""
+    return f"{count} {one if count == 1 else many or f'{one}s'}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return ", ".join(names[:MAX_LISTED]) + more
 
 
 def differences(names: Sequence[Hashable], settings: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -53,8 +64,7 @@ def meant(written: str, names: Collection[str], option: str) -> str | None:
         return written
     found = sorted(set(_ending(PurePosixPath(written).parts, names)))
     if len(found) > 1:
-        more = f" and {len(found) - MAX_LISTED} more" if len(found) > MAX_LISTED else ""
-        what = f"'{written}' may be any of {', '.join(found[:MAX_LISTED])}{more}; write more of the path"
+        what = f"'{written}' may be any of {listed(found)}; write more of the path"
         raise ManifestError([Problem("command line", None, option, what)])
     return found[0] if found else None
 

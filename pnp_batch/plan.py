@@ -275,6 +275,12 @@ class Plan:
             strange.difference_update(unit_id(source, each) for each in translations)
         return len(strange)
 
+    def retries(self, source: Source, translations: Iterable[Translation]) -> Iterator[Job]:
+        """The jobs that the quality gate may make of some translations of a picture."""
+        for retry in self.manifest.quality.retry if self.manifest.quality else ():
+            others = [replace(each, settings=each.settings.retried(retry)) for each in translations]
+            yield from jobs_of(source, others, self.checkpoint)
+
     def packages(self) -> Iterator[Package]:
         """The work, cut into packages."""
         return packages_of(self.jobs())
@@ -490,16 +496,22 @@ def check(manifest: Manifest, checkpoint: Checkpoint) -> Checked:
             checked = translations
         checker.check_is_new(source, translations)
         sources += 1
-    problems = [
-        *_misplaced(manifest),
-        *_blind(manifest),
-        *expansion.problems,
-        *checker.problems,
-        *checker.meaningless(),
-    ]
-    if problems:
+    if problems := [*_wrong_anyway(manifest, expansion), *checker.problems, *checker.meaningless()]:
         raise ManifestError(problems)
     return Checked(sources, checker.results, [*expansion.warnings, *checker.warnings])
+
+
+def problems_without_model(manifest: Manifest) -> list[Problem]:
+    """What is wrong with a manifest whose model cannot be had, as far as that can be told."""
+    expansion = Expansion(manifest)
+    for _ in expansion:
+        pass
+    return _wrong_anyway(manifest, expansion)
+
+
+def _wrong_anyway(manifest: Manifest, expansion: Expansion) -> list[Problem]:
+    """Problems that are none of the model's, once the sources were gone through."""
+    return [*_misplaced(manifest), *_blind(manifest), *expansion.problems]
 
 
 def _misplaced(manifest: Manifest) -> Iterator[Problem]:

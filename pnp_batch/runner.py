@@ -16,6 +16,7 @@ from pnp_batch.errors import ItemError
 from pnp_batch.inputs import Translation
 from pnp_batch.ledger import Ledger
 from pnp_batch.manifest import Manifest
+from pnp_batch.names import counted
 from pnp_batch.plan import Job, Package, Plan
 from pnp_batch.stages import STAGES, bank, videos
 from pnp_batch.stages.batches import MAX_BATCH, at_most
@@ -168,8 +169,9 @@ class Worker:
         if any(item.job.is_joint for item in items) and len(readable) < len(items):
             readable = []  # a window lacks a frame, which has failed
         for name in stages:
-            if self.fail_fast and any(unit.is_given_up for item in items for unit in item.units):
-                break
+            is_to_end = self.fail_fast and any(unit.is_given_up for item in items for unit in item.units)
+            if is_to_end and name != "assemble":  # what was computed is still written
+                continue
             STAGES[name](context, [item for item in readable if not item.failed])
             _share_failures(readable)
             if name == "translate" and context.rule() is not None:
@@ -196,9 +198,8 @@ class Worker:
         jobs = _jobs_with(items, lambda unit: unit.needs_float32)
         if not jobs:
             return []
-        self.events.note(
-            f"{sum(len(job.translations) for job in jobs)} results are not finite in {context.dtype}; trying float32"
-        )
+        results = counted(sum(len(job.translations) for job in jobs), "result is", "results are")
+        self.events.note(f"{results} not finite in {context.dtype}; trying float32")
         again = self._run_stages(replace(context, dtype="float32"), jobs, stages)
         halves = {(unit.id, item.job.place): unit for item in items for unit in item.units}
         for unit in (unit for item in again for unit in item.units):

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from pnp_batch.failures import FailureList, Row
-from pnp_batch.inputs import Translation
+from pnp_batch.inputs import PROGRESS_FILE, Translation
+from pnp_batch.leftovers import wanted
 from pnp_batch.manifest import Manifest
-from pnp_batch.monitor import PROGRESS_FILE, WorkerState
-from pnp_batch.plan import TRAJECTORY_SETTINGS, Estimate, Job, Plan, jobs_of
+from pnp_batch.monitor import WorkerState
+from pnp_batch.plan import TRAJECTORY_SETTINGS, Estimate, Job, Plan
 from pnp_batch.runner import Silent, Worker, ledger_of
 from pnp_batch.stages import videos
 from pnp_batch.stages.work import Item, Unit, items_of
@@ -46,6 +47,7 @@ class Survey:
         judged: Of them by the quality gate's verdict; empty where there is no gate.
         unjudged: Pictures that have no verdict yet (videos get none).
         quarantined: Units (pictures or results) that took their workers down too often.
+        leftovers: Results in the output folder that the manifest does not ask for any more.
         left: What the rest costs.
         retries: What the gate costs at most: every retry of everything that has no verdict yet.
     """
@@ -61,6 +63,7 @@ class Survey:
     judged: dict[str, int] = field(default_factory=dict)
     unjudged: int = 0
     quarantined: int = 0
+    leftovers: int = 0
     left: Estimate = field(default_factory=Estimate)
     retries: Estimate = field(default_factory=Estimate)
 
@@ -94,6 +97,7 @@ def survey(plan: Plan, worker: Worker) -> Survey:
             _count_frames(result, items, plan, worker, failed, whole)
     result.sources = len(sources)
     result.quarantined = len(worker.ledger.quarantined())
+    result.leftovers = sum(map(wanted(plan, worker.context).lacks, worker.outputs.rows()))
     return result
 
 
@@ -165,11 +169,9 @@ def _count_frames(
 
 def _add_retries(estimate: Estimate, plan: Plan, job: Job, translations: Sequence[Translation]) -> None:
     """What it costs to make some results of a job with every retry of the quality gate."""
-    for retry in plan.manifest.quality.retry if plan.manifest.quality else ():
-        others = [replace(each, settings=each.settings.retried(retry)) for each in translations]
-        for other in jobs_of(job.source, others, plan.checkpoint):
-            same = all(getattr(other.settings, name) == getattr(job.settings, name) for name in TRAJECTORY_SETTINGS)
-            estimate.add(other, plan.checkpoint, has_trajectory=same)
+    for other in plan.retries(job.source, translations):
+        same = all(getattr(other.settings, name) == getattr(job.settings, name) for name in TRAJECTORY_SETTINGS)
+        estimate.add(other, plan.checkpoint, has_trajectory=same)
 
 
 def keys_in_use(plan: Plan, worker: Worker) -> Iterator[str]:

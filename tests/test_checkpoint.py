@@ -256,6 +256,15 @@ def test_a_variant_is_found_by_its_name_and_suggested(folder):
     assert sum(path.name.endswith(".fp16.safetensors") for path in files) == 3
 
 
+def test_a_file_of_weights_that_is_missing_is_no_hub_id(tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/horse.safetensors").touch()
+    with pytest.raises(ModelError, match=r"there is no file .*hose\.safetensors; did you mean horse\.safetensors\?"):
+        resolve("models/hose.safetensors", tmp_path)
+    with pytest.raises(ModelError, match=r"there is no file .*hose\.ckpt \(and only \.safetensors files are read\)"):
+        resolve("models/hose.ckpt", tmp_path)
+
+
 def test_shards_count_as_weights(folder):
     for place in (1, 2):
         (folder / f"unet/diffusion_pytorch_model-0000{place}-of-00002.safetensors").touch()

@@ -32,7 +32,7 @@ def test_a_stage_that_goes_well_leaves_the_failures_of_later_ones_listed(project
     failures = project.failures()
     project.pnp("run", "--only", "invert")
     assert project.failures() == failures and len(failures) == 1
-    assert "0 of 1 results are there" in project.pnp("run", "--retry-failed", code=1)
+    assert "0 of 1 result is there" in project.pnp("run", "--retry-failed", code=1)
 
 
 def test_lists_that_were_torn_within_a_letter_do_no_harm(project: Project) -> None:
@@ -77,7 +77,7 @@ def test_a_project_that_was_moved_knows_its_failures(project: Project) -> None:
     moved = Project(project.folder.rename(project.folder.with_name("moved")))
     moved.picture("a.png")
     said = moved.pnp("run", "--retry-failed")
-    assert "1 of 1 results are there" in said and "left alone" not in said
+    assert "1 of 1 result is there" in said and "left alone" not in said
     assert not moved.failures()
 
 
@@ -86,7 +86,7 @@ def test_listed_failures_that_the_manifest_no_longer_names_are_not_passed_over_i
     project.write([{"image": "a.png", "prompts": ["a doll", "a toy"]}])
     project.pnp("run", code=1)
     project.write([{"image": "a.png", "prompts": ["a doll", "a cat"]}])
-    assert "1 of 2 listed failures are no results of this manifest" in project.pnp("run", "--retry-failed", code=1)
+    assert "1 of 2 listed failures: no result of this manifest" in project.pnp("run", "--retry-failed", code=1)
     assert len(project.failures()) == 2
 
 

@@ -237,12 +237,12 @@ def test_a_text_file_beside_a_picture_holds_its_prompts(folder):
 
 
 def test_pictures_without_prompts_are_refused_with_a_way_out(folder):
-    folder.files("p/a.jpg", "p/b.jpg")
+    folder.files("p/a.jpg", *(f"p/{name}.jpg" for name in "bcdefgh"))
     folder.files("p/a.txt", text="x")
     (problem,) = folder.problems({"images": "p"})
     assert problem == (
         "manifest.yaml:4: inputs.0: no prompts: write `prompts:`, or put b.txt (or prompts.txt, prompts.csv, "
-        "prompts.jsonl) beside the pictures (first without: b.jpg)"
+        "prompts.jsonl) beside the pictures (without: b.jpg, c.jpg, d.jpg, e.jpg, f.jpg and 2 more)"
     )
 
 
@@ -274,9 +274,7 @@ def test_a_table_gives_each_picture_its_own_prompts(folder, name):
     assert (first.settings.guidance_scale, first.settings.seed, first.settings.pnp_attn_layers) == (3, 7, None)
     assert (second.settings.guidance_scale, second.settings.pnp_attn_layers) == (2, (4, 5))
     assert first.loc == Row(str(folder.root / name), 2, frozenset({"prompt", "guidance_scale"}), ("inputs", 0))
-    assert expansion.warnings == [
-        f"1 of the pictures have no row in {folder.root / name} and are left out (first: c.jpg)"
-    ]
+    assert expansion.warnings == [f"{folder.root / name} has no row for 1 picture, left out here: c.jpg"]
 
 
 def test_json_lines_may_hold_any_text(folder):
@@ -306,6 +304,8 @@ def test_a_prompt_file_serves_one_image_and_generated_ones(folder):
         ("l.csv", "prompt,seed\nx,one\n", "l.csv:2: seed: input should be a valid integer"),
         ("l.csv", "file_name,seed\nb.jpg,1\n", "l.csv:2: prompt: 'prompt' is missing"),
         ("l.csv", "prompt,prompt\nx,y\n", "l.csv:1: prompt: this column is given twice"),
+        ("l.csv", "file_name;prompt\nb.jpg;x, y\n", "l.csv:1: the columns are separated by semicolons; write commas"),
+        ("l.csv", "file_name\tprompt\nb.jpg\tx\n", "l.csv:1: the columns are separated by tabs; write commas"),
         ("l.csv", "prompt\nx,y\n", "l.csv:2: more cells than the header has columns"),
         ("l.csv", 'prompt\n"x\ny\n', "not valid CSV: unexpected end of data"),
         ("l.csv", "prompt\n" + "x" * 200_000 + "\n", "not valid CSV: field larger than field limit"),
@@ -370,3 +370,22 @@ def test_slugs_keep_the_words_of_any_script():
     assert slug("金の馬") == "金の馬"
     assert slug("../../etc/passwd") == "etc-passwd"
     assert slug("...") == "prompt"
+
+
+@pytest.mark.parametrize("images", ["photos", "photos/**/*.png"])
+def test_what_runs_of_other_manifests_wrote_is_left_out_with_a_word(folder: Folder, images: str) -> None:
+    run = "photos/old/out"
+    folder.files("photos/a.png", f"{run}/images/a--x-0123456789.png", f"{run}/videos/c/000000.png", f"{run}/b.png")
+    folder.files("photos/images/d.png", f"{run}/progress.json", f"{run}/run.log")
+    expansion = Expansion(folder.manifest({"images": images, "prompts": ["x"]}))
+    assert [source.name for source, _ in expansion] == ["photos/a.png", "photos/images/d.png", f"{run}/b.png"]
+    (warning,) = expansion.warnings
+    assert "another manifest's runs wrote is left out (2, first: 'old/out/images')" in warning
+    assert folder.names({"images": f"{run}/images", "prompts": ["x"]}) == [f"{run}/images/a--x-0123456789.png"]
+
+
+def test_the_results_of_another_manifest_in_the_folder_of_its_pictures_are_no_prompts(folder: Folder) -> None:
+    folder.files("photos/a.png", "photos/progress.json", "photos/run.log")
+    folder.files("photos/metadata.jsonl", text='{"file_name": "images/a--x-0123456789.png", "prompt": "x", "key": "k"}')
+    folder.files("photos/a.txt", text="a cat")
+    assert prompts_of(folder.expand({"images": "photos"})) == {"photos/a.png": ["a cat"]}

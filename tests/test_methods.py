@@ -241,4 +241,4 @@ def test_what_failed_comes_as_a_manifest_that_is_valid(project: Project) -> None
     assert {row["prompt"] for row in project.failures()} == {PROMPT}
     failed = Project(project.output)
     failed.manifest.write_text((project.output / "failed.yaml").read_text())
-    assert "2 results of 1 guidance images" in failed.pnp("validate")
+    assert "2 results of 1 guidance image" in failed.pnp("validate")

@@ -53,3 +53,19 @@ def test_plain_lines_name_the_workers_and_those_that_are_silent(
     printed = capsys.readouterr().err
     assert "worker 1 on node7: package 3, 200 UNet rows, 2.0/s\n" in printed
     assert "worker 2 on node7: package 3, 100 UNet rows, 1.0/s, silent for 0:0" in printed
+
+
+def test_a_run_that_computes_more_than_was_planned_is_not_shown_as_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    view = PlainView()
+    monitor = Monitor(Estimate(trajectories=1, translations=2, target_rows=1000), tmp_path, view)
+    monitor.settled(rows=500, done=1, failed=0)
+    for rows in (400, 200):
+        view._last = 0.0
+        monitor.step(rows)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(" 90%") and "planned" not in first
+    assert second.startswith(" 99%") and second.endswith("ETA unknown (more rows than planned)")
+    monitor.settled(rows=500, done=1, failed=0)
+    assert monitor.state.percent == 100 and not monitor.state.is_beyond_plan

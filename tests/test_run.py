@@ -275,6 +275,20 @@ def test_fail_fast_ends_the_run(project: Project) -> None:
     assert not (project.output / "metadata.jsonl").exists()
 
 
+def test_fail_fast_writes_what_was_computed_and_claims_nothing_of_what_it_did_not_look_at(project: Project) -> None:
+    good = project.picture("good.png")
+    (project.folder / "broken.png").write_text("nonsense")
+    sizes = {"height": None, "width": None}
+    project.write([{"image": good, "prompts": ["a cat", {"prompt": "a dog", "guidance_scale": 1e38}]}], defaults=sizes)
+    assert "at least 1 of 2 results are there" in project.pnp("run", "--fail-fast", code=1)
+    assert len(project.pictures()) == len(project.rows()) == 1
+    inputs = [{"image": "broken.png", "prompts": PROMPTS}, {"image": good, "prompts": ["a cat"]}]
+    said = project.write(inputs, defaults=sizes).pnp("run", "--fail-fast", code=1)
+    assert "at least 0 of 3 results are there" in said and "1 result was not looked at" in said
+    assert said.count("failed: broken.png") == 1
+    assert [row["source"] for row in project.failures()].count("broken.png") == 2
+
+
 def test_limit_takes_the_first_pictures_and_keeps_later_runs_consistent(project: Project) -> None:
     project.write([{"image": project.picture(f"{i}.png", i), "prompts": PROMPTS[:1]} for i in range(3)])
     project.pnp("run", "--limit", "2")
@@ -593,6 +607,19 @@ def test_a_run_in_the_folder_of_its_pictures_takes_nothing_of_its_own_for_an_inp
     assert "4 of 4 results are there (0 computed now" in project.pnp("run")
 
 
+@pytest.mark.parametrize("model", ["./nowhere", "owner/name"])  # the one is wrong, the other cannot be had
+def test_what_is_wrong_with_the_model_and_with_the_pictures_is_said_at_once(project: Project, model: str) -> None:
+    project.write([{"image": "gone.png", "prompts": PROMPTS}], model=model)
+    outcome = subprocess.run(
+        program("validate", str(project.manifest)),
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert outcome.returncode == 2 and "2 problems found" in outcome.stderr
+    assert ": model: " in outcome.stderr and "no such file" in outcome.stderr
+
+
 @pytest.mark.parametrize("place", ["long" * 100, "new/" + "long" * 100, "deep/" * 1000])
 def test_places_with_names_that_are_too_long_are_found_before_anything_starts(project: Project, place: str) -> None:
     inputs = [{"image": project.picture("a.png"), "prompts": ["a cat"]}]
@@ -679,5 +706,5 @@ def test_a_run_that_leaves_a_result_undone_without_a_failure_is_no_success(
     counted = dict.fromkeys(("failed", "inverted", "translated", "rows", "passed", "saved", "flagged", "not_judged"), 0)
     summary = Summary(translations=4, done=3, seconds=1.0, corrupt=(), **counted)
     assert _conclude(plan, summary, complete=True) == 1
-    assert "1 results are not there" in capsys.readouterr().err
+    assert "1 result is not there" in capsys.readouterr().err
     assert _conclude(plan, summary, complete=False) == 0

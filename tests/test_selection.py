@@ -50,7 +50,7 @@ def test_the_command_of_the_report_makes_just_that_result_again(project: Project
     shutil.rmtree(project.store / "translate")
     shutil.rmtree(project.output / "images")
     said = project.pnp("run", *shlex.split(command)[3:])
-    assert "1 of 1 results are there (1 computed now" in said
+    assert "1 of 1 result is there (1 computed now" in said
     assert list(project.pictures()) == [row["file_name"]]
     project.pnp("run", "--key", row["key"][:10].upper())
     project.pnp("run")

@@ -65,7 +65,7 @@ class TestAClip:
         film(project.folder / "a.mp4", rate="24000/1001", seconds=0.5)
         write(project)
         printed = project.pnp("run")
-        assert "1 of 1 results are there (1 computed now, 12 inversions" in printed
+        assert "1 of 1 result is there (1 computed now, 12 inversions" in printed
         assert f"videos:   {project.output / 'videos'}" in printed and "pictures:" not in printed
         (row,) = project.rows()
         assert row["file_name"].startswith("videos/a--a-bronze-statue-") and row["file_name"].endswith(".mp4")
@@ -140,7 +140,7 @@ class TestAClip:
         assert "0 UNet rows" in project.pnp("run")  # the frames are enough
         shutil.rmtree(sorted(project.store.glob("translate/*/*"))[3])
         (project.output / "videos" / next(iter(before))).unlink()
-        assert "1 of 1 results are there" in project.pnp("run")
+        assert "1 of 1 result is there" in project.pnp("run")
         assert videos(project) == before
 
     @pytest.mark.slow
@@ -250,7 +250,7 @@ class TestFrames:
     def test_status_and_dry_run_count_videos_as_results_and_frames_as_trajectories(self, project: Project) -> None:
         film(project.folder / "a.mp4", seconds=0.4)
         write(project, prompts=[PROMPT, "a pink toy"])
-        assert "2 results of 1 guidance images; 0 are there already" in project.pnp("run", "--dry-run")
+        assert "2 results of 1 guidance image; 0 are there already" in project.pnp("run", "--dry-run")
         project.pnp("run")
         status = json.loads(project.pnp("status", "--json"))
         names = ("sources", "trajectories", "inverted", "translations", "translated", "assembled")
@@ -291,7 +291,7 @@ class TestDamage:
         assert "1 of 2 results are there" in project.pnp("run", code=1)
         (failure,) = project.failures()
         assert failure["source"] == "a.mp4" and "the worker died 3 times" in failure["error"]
-        assert "1 of 1 results are there" in project.pnp("run", "--retry-failed")
+        assert "1 of 1 result is there" in project.pnp("run", "--retry-failed")
 
     def test_a_broken_video_fails_alone_and_says_what_to_do(self, project: Project) -> None:
         whole = film(project.folder / "b.mp4", "-movflags", "+faststart")
@@ -304,7 +304,7 @@ class TestDamage:
         assert "truncated" in errors["a.mp4"] and "partial: true" in errors["a.mp4"]
         assert "not a readable video" in errors["c.mp4"]
         write(project, partial=True, start=2, max_frames=4)
-        assert "1 of 1 results are there" in project.pnp("run")
+        assert "1 of 1 result is there" in project.pnp("run")
 
     @pytest.mark.slow
     def test_failed_yaml_names_just_the_video(self, project: Project) -> None:

@@ -63,7 +63,8 @@ class Driver:
         self.monitor.settled(rows_of(self.run, package), len(done), len(failed))
         for row in failed:
             log.error("%s: '%s' failed at %s: %s", row["source"], row["prompt"], row["stage"], row["error"])
-            self.monitor.note(f"failed: {row['source']}: {row['error']}")
+        for message in dict.fromkeys(f"failed: {row['source']}: {row['error']}" for row in failed):
+            self.monitor.note(message)  # once for a picture that cannot be read, however many prompts it has
         self.is_stopped = self.is_stopped or (self.run.fail_fast and bool(failed))
 
     # For workers in other processes

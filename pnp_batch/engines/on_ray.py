@@ -26,6 +26,7 @@ from pnp_batch.engines.schedule import Schedule
 from pnp_batch.errors import EnvironmentFailure
 from pnp_batch.interrupts import interruptible
 from pnp_batch.manifest import Manifest
+from pnp_batch.names import counted
 from pnp_batch.plan import Package, package_to_json
 from pnp_batch.runner import Silent, Worker
 
@@ -213,9 +214,9 @@ def _crew(run: Run) -> Crew:
     count = room if wanted is None else wanted
     if not 1 <= count <= room:
         listed = ", ".join(f"{there.get(name, 0):g} {name}" for name in needs)
+        each = ", ".join(f"{n:g} {name}" for name, n in needs.items() if n)
         raise EnvironmentFailure(
-            f"{max(count, 1)} workers of {', '.join(f'{n:g} {name}' for name, n in needs.items() if n)} each are asked for; "
-            f"the cluster has {listed}, room for {room}"
+            f"{counted(max(count, 1), 'worker')} of {each} asked for; the cluster has {listed}, room for {room}"
         )
     resources = {"num_cpus": spec.num_cpus, "num_gpus": gpus, "resources": dict(spec.resources)}
     return Crew(count, resources, "cuda" if gpus else "cpu", max(int(spec.num_cpus), 1))

@@ -28,6 +28,7 @@ from pnp_batch.engines.schedule import Schedule
 from pnp_batch.errors import EnvironmentFailure
 from pnp_batch.interrupts import Interrupted, interruptible
 from pnp_batch.manifest import Manifest, SlurmSpec
+from pnp_batch.names import counted
 from pnp_batch.plan import Package, Plan, package_to_json
 from pnp_batch.runner import Worker
 from pnp_batch.store.files import write_atomic
@@ -185,7 +186,7 @@ class Campaign:
             raise EnvironmentFailure(f"Slurm refuses the job array: {str(error).strip()}") from error
         number = jobs[0].job_id.partition("_")[0]
         self.driver.monitor.note(
-            f"submitted job array {number} ({array.job}): {len(specs)} tasks, {len(left)} packages"
+            f"submitted job array {number} ({array.job}): {counted(len(specs), 'task')}, {counted(len(left), 'package')}"
         )
 
     def _slices(self, left: dict[str, Package]) -> list[list[str]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from pnp_batch.errors import EnvironmentFailure, disk_errors_named
+from pnp_batch.inputs import LOG_FILE
 from pnp_batch.monitor import View
 from pnp_batch.plan import Plan
 from pnp_batch.stages import STAGES
@@ -124,7 +125,7 @@ def _acquired(lock: BaseFileLock) -> BaseFileLock:
 def logged(output: Path) -> Iterator[None]:
     """Appends the package's log to `run.log` within the block."""
     with disk_errors_named(str(output)):
-        handler = logging.FileHandler(output / "run.log", encoding="utf-8")
+        handler = logging.FileHandler(output / LOG_FILE, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("pnp_batch")
     level = logger.level

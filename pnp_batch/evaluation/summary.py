@@ -14,6 +14,7 @@ from pnp_batch.evaluation.columns import better
 from pnp_batch.evaluation.measures import is_nan, is_number
 from pnp_batch.evaluation.scores import Score
 from pnp_batch.evaluation.values import Value
+from pnp_batch.names import counted
 
 # PIE-Bench's columns: their head, ours with masks and without, and the factor its tables show. PSNR, LPIPS, MSE and SSIM are of
 # the background, with the edited part black; structure and "whole" are of the whole picture.
@@ -90,7 +91,7 @@ def reasons(scores: Iterable[Score]) -> list[str]:
     for (reason, column), times in count.items():
         columns.setdefault((reason, times), []).append(column)
     return [
-        f"{', '.join(names)}: not computed for {times} result{'s' if times > 1 else ''}: {reason}"
+        f"{', '.join(names)}: not computed for {counted(times, 'result')}: {reason}"
         for (reason, times), names in columns.items()
     ]
 
@@ -114,7 +115,7 @@ def columns_of(scores: Iterable[Score]) -> dict[str, list[Value]]:
 
 def method_table(method: str, scores: Sequence[Score]) -> Table:
     """Every column of one method's results: mean, interval, how many numbers, how many NaN, how many missing."""
-    title = f"{method}: {len(scores)} results on {_hardware(scores)}"
+    title = f"{method}: {counted(len(scores), 'result')} on {_hardware(scores)}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("metric", "better", "mean", "95% interval", "n", "NaN", "missing"):
         table.add_column(name, justify="left" if name == "metric" else "right", no_wrap=True)

@@ -11,23 +11,15 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from pnp_batch.inputs import slug
+from pnp_batch.inspection.kinds import ABOUT
 from pnp_batch.inspection.names import file_names
 from pnp_batch.inspection.sheets import Sheet
 from pnp_batch.media.images import Pixels, encode_png
+from pnp_batch.names import counted
 from pnp_batch.store.files import write_atomic
 
 CELL = 160  # pixels of a picture's longer side on a sheet
 GAP, LINE = 6, 16
-
-ABOUT = {
-    "features": "Three leading principal components of f, the residual branch's output before the skip, as red, green and blue. "
-    "One basis for each layer and timestep over all inputs with these timesteps: the same colour means the "
-    "same feature, in every picture.",
-    "attention": "Three leading principal components of the self-attention map, averaged over heads: places of one colour "
-    "attend to the same places. Each picture has its own basis.",
-    "trajectory": "Latents decoded as they are: the kept trajectory of the guidance image from the noisiest down, and the "
-    "latent after each step of its translations.",
-}
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -86,7 +78,7 @@ def _drawable(text: str) -> str:
 
 def _page(kind: str, sheets: Sequence[Sheet]) -> str:
     body = "".join(map(_section, sheets))
-    title = f"{kind} of {len(sheets)} guidance image{'s' if len(sheets) > 1 else ''}"
+    title = f"{kind} of {counted(len(sheets), 'guidance image')}"
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{title}</title><style>{STYLE}</style><h1>{title}</h1><p>{escape(ABOUT[kind])}</p>{body}</html>\n"

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pnp_batch.checkpoint import Checkpoint
 from pnp_batch.diffusion.injection import read_features
 from pnp_batch.diffusion.model import DiffusionModel, to_pixels
 from pnp_batch.diffusion.sites import AttentionSite, Site
@@ -18,8 +17,6 @@ from pnp_batch.inspection.subjects import Subject
 from pnp_batch.media.images import Pixels
 from pnp_batch.methods.pnp import Target, translate
 from pnp_batch.names import distinct
-
-PAPER_LAYERS = (1, 4, 7, 11)  # the decoder layers of the paper's figure 3
 
 
 @dataclass(frozen=True)
@@ -39,15 +36,6 @@ class Sheet:
     rows: Sequence[str]
     columns: Sequence[str]
     pictures: Sequence[Sequence[Pixels]]
-
-
-def default_layers(kind: str, checkpoint: Checkpoint) -> list[int]:
-    """The layers to show: for features those of the paper's figure and the model's own; for attention the model's own."""
-    f, attention = checkpoint.layers
-    if kind == "attention":
-        return list(attention)
-    last = len(checkpoint.unet["up_block_types"]) * (int(checkpoint.unet.get("layers_per_block", 2)) + 1)
-    return sorted({*f, *(layer for layer in PAPER_LAYERS if layer < last)})
 
 
 def made(kind: str, model: DiffusionModel, found: Sequence[Subject], layers: Sequence[int], count: int) -> list[Sheet]:

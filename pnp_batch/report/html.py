@@ -13,7 +13,7 @@ import hashlib
 import json
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -27,7 +27,7 @@ from markupsafe import Markup
 from pnp_batch.errors import ItemError, disk_errors_named
 from pnp_batch.evaluation.columns import better
 from pnp_batch.manifest import Settings
-from pnp_batch.names import differences
+from pnp_batch.names import counted, differences
 from pnp_batch.report.metrics import Metrics
 from pnp_batch.report.plots import Dot, histograms, scatter
 from pnp_batch.report.thumbnails import Thumbnail, Thumbnails, clip_of
@@ -53,7 +53,13 @@ CAPTION_KEY = 10  # of a key in a caption: as much as the file's name ends with
 LONG_VALUE = 28  # characters
 
 
-def write_report(manifest_name: str, outputs: Outputs, store: ArtifactStore, failures: Sequence[Row]) -> Path:
+def write_report(
+    manifest_name: str,
+    outputs: Outputs,
+    store: ArtifactStore,
+    failures: Sequence[Row],
+    is_leftover: Callable[[Row], bool] = lambda row: False,
+) -> Path:
     """Writes `report.html` into the output folder, whole or not at all; the same inputs give the same bytes.
 
     Args:
@@ -61,6 +67,7 @@ def write_report(manifest_name: str, outputs: Outputs, store: ArtifactStore, fai
         outputs: The run's folder: its rows and its pictures.
         store: Where the sources and their reconstructions are; what is missing there is said on the page.
         failures: Rows with `source`, `prompt`, `stage`, `error` and `traceback` (text, or the path of a file).
+        is_leftover: Whether a row is that of a result which the manifest does not ask for any more.
 
     Returns:
         The path of the page.
@@ -68,7 +75,7 @@ def write_report(manifest_name: str, outputs: Outputs, store: ArtifactStore, fai
     Raises:
         EnvironmentFailure: The disk is full or read-only.
     """
-    stream = _template().stream(_page(manifest_name, outputs, store, failures))
+    stream = _template().stream(_page(manifest_name, outputs, store, failures, is_leftover))
     target = outputs.root / REPORT
     temporary = target.with_name(temp_name())
     with disk_errors_named(str(target)):
@@ -154,6 +161,7 @@ class Tile:
         quality: The gate's word, empty where there was no gate.
         attempt: 0 for its own settings, else which retry of the gate.
         reason: Why it is flagged or not judged.
+        is_leftover: Whether it is no longer in the manifest.
     """
 
     number: int
@@ -169,6 +177,7 @@ class Tile:
     quality: str
     attempt: int
     reason: str
+    is_leftover: bool
 
     @property
     def name(self) -> str:
@@ -191,7 +200,13 @@ class Card:
     tiles: Iterator[Tile]
 
 
-def _page(manifest_name: str, outputs: Outputs, store: ArtifactStore, failures: Sequence[Row]) -> dict[str, Any]:
+def _page(
+    manifest_name: str,
+    outputs: Outputs,
+    store: ArtifactStore,
+    failures: Sequence[Row],
+    is_leftover: Callable[[Row], bool],
+) -> dict[str, Any]:
     rows = outputs.rows()
     groups = _grouped(islice(rows, MAX_RESULTS), store)
     left_out = sum(1 for _ in rows)
@@ -203,6 +218,7 @@ def _page(manifest_name: str, outputs: Outputs, store: ArtifactStore, failures: 
     dots = list(_dots(shown, apart, metrics))
     columns = list(dict.fromkeys(column for dot in dots for column in dot.figures))
     thumbnails = Thumbnails(store)
+    tiles = Tiles(outputs.root, thumbnails, metrics, manifest_name, apart, is_leftover)
     thumbnails.make(file for row in shown if (file := _file(row, outputs.root)) and file.suffix == ".png")
     return {
         "title": Path(manifest_name).name,
@@ -212,11 +228,12 @@ def _page(manifest_name: str, outputs: Outputs, store: ArtifactStore, failures: 
         "scatter": scatter(dots, columns),
         "number": _short,
         "results": len(shown) + left_out,
+        "leftovers": sum(map(is_leftover, shown)),
         "left_out": left_out,
         "sources": len({source for source, _ in groups} | set(failed)),
         "models": list(dict.fromkeys(str(row["model"]) for row in shown if row.get("model"))),
         "verdicts": Counter(_verdict_of(group).level for group in groups.values()),
-        "cards": _cards(groups, store, failed, Tiles(outputs.root, thumbnails, metrics, manifest_name, apart)),
+        "cards": _cards(groups, store, failed, tiles),
         "failures": [_failure(row, outputs.root, manifest_name) for row in failures],
         "style": _asset("report.css"),
         "script": script,
@@ -307,7 +324,11 @@ def _about(row: Row) -> str:
     inverted_by = (
         f"inverted by {row['inverted_by']} in {row['inversion_rows']:.4g} UNet rows" if row.get("inverted_by") else ""
     )
-    length = f"{row['frames']} frames, {row['duration']:.4g} s" if row.get("frames") and row.get("duration") else ""
+    length = (
+        f"{counted(row['frames'], 'frame')}, {row['duration']:.4g} s"
+        if row.get("frames") and row.get("duration")
+        else ""
+    )
     part = f"the first {PREVIEW_FRAMES} frames are shown" if row.get("frames", 0) > PREVIEW_FRAMES else ""
     return " · ".join(filter(None, (size, length, part, inverted_by)))
 
@@ -354,6 +375,7 @@ class Tiles:
         metrics: Of the results.
         manifest: What commands call the manifest.
         apart: What tells each result from its twins, in the order of the page.
+        is_leftover: Whether a result is no longer in the manifest.
     """
 
     root: Path
@@ -361,6 +383,7 @@ class Tiles:
     metrics: Metrics
     manifest: str
     apart: Sequence[str]
+    is_leftover: Callable[[Row], bool]
 
     def of(self, rows: Sequence[Row], first: int) -> Iterator[Tile]:
         """The tiles of some rows, numbered from `first`, one after the other."""
@@ -384,6 +407,7 @@ class Tiles:
             quality=str(row.get("quality") or ""),
             attempt=int(row.get("quality_attempt") or 0),
             reason=str(row.get("quality_reason") or ""),
+            is_leftover=self.is_leftover(row),
         )
 
     def _again(self, row: Row) -> str:

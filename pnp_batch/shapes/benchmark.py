@@ -22,6 +22,7 @@ from pnp_batch.evaluation.summary import summarised
 from pnp_batch.manifest import Manifest, load_manifest
 from pnp_batch.media.images import encode_png
 from pnp_batch.monitor import View
+from pnp_batch.names import counted
 from pnp_batch.plan import Plan, check
 from pnp_batch.runner import Silent, Worker
 from pnp_batch.shapes.judge import PLAIN_PARTS, Examined, Judge, Reading, iou, read
@@ -305,7 +306,9 @@ def run(
     plan = _plan(manifest)
     summary = ENGINES[manifest.run.engine](Run(plan, view))
     if summary.failed:
-        raise PnpError(f"{summary.failed} results of the benchmark failed; see {manifest.output / 'failures.jsonl'}")
+        raise PnpError(
+            f"{counted(summary.failed, 'result')} of the benchmark failed; see {manifest.output / 'failures.jsonl'}"
+        )
     return Bench(
         settings,
         _outcomes(plan, found, settings, judge.judge),

@@ -18,23 +18,28 @@ from pnp_batch.shapes.clips import clip, clip_scenes
 from pnp_batch.shapes.scenes import VOCABULARY, caption, random_caption, random_scene, render
 from pnp_batch.store.files import remove_stale_temps, temp_name, write_atomic
 
-UNFINISHED = ".unfinished"  # says in a folder what is being rendered there, and is gone when all of it is
+MARKER = ".rendering"  # says in a folder what is, or is being, rendered there
+ROWS = "metadata.jsonl"
 
 
-def unfinished(folder: Path) -> str | None:
-    """What an earlier rendering that was stopped was to write into a folder, if there was one."""
-    marker = folder / UNFINISHED
+def begun(folder: Path) -> str | None:
+    """What was to be rendered into a folder, whether or not all of it is there; None where nothing was."""
+    marker = folder / MARKER
     return marker.read_text() if marker.is_file() else None
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a rendering came to its end: its metadata is written last."""
+    return (folder / ROWS).is_file()
 
 
 @contextmanager
 def rendering(folder: Path, about: str) -> Iterator[None]:
-    """Marks a folder as unfinished until the block is through, so that the same command may go on there."""
+    """Notes in a folder what is rendered there within the block, so that the same command may go on there."""
     with disk_errors_named(str(folder)):
         remove_stale_temps(folder.rglob("*"))
-        write_atomic(folder / UNFINISHED, about)
+        write_atomic(folder / MARKER, about)
         yield
-        (folder / UNFINISHED).unlink()
 
 
 def write_scenes(folder: Path, count: int, seed: int = 0, size: int = 64) -> Iterator[str]:
@@ -66,7 +71,7 @@ def write_scenes(folder: Path, count: int, seed: int = 0, size: int = 64) -> Ite
             texts = {"caption": caption(scene), "wording": random_caption(scene, number)}
             rows.append({"file_name": f"images/{name}", "mask_file_name": f"masks/{name}", **texts, **words, **pose})
             yield name
-        write_atomic(folder / "metadata.jsonl", _lines(rows))
+        write_atomic(folder / ROWS, _lines(rows))
 
 
 def write_clips(
@@ -107,7 +112,7 @@ def write_clips(
             }
             rows.append({**about, **words, "motion": made.motion.tolist()})
             yield name
-        write_atomic(folder / "metadata.jsonl", _lines(rows))
+        write_atomic(folder / ROWS, _lines(rows))
 
 
 def _encode(path: Path, frames: npt.NDArray[np.uint8], fps: int) -> None:

@@ -13,6 +13,7 @@ from rich import box
 from rich.table import Table
 
 from pnp_batch.media.images import encode_png
+from pnp_batch.names import counted
 from pnp_batch.shapes.ablations import Ablations
 from pnp_batch.shapes.benchmark import EDITS, Bench, Margin, Outcome
 from pnp_batch.shapes.scenes import caption, render
@@ -45,8 +46,7 @@ def reach(sources: Mapping[str, float]) -> str:
 
 def what(bench: Bench) -> str:
     """What was measured, in a line."""
-    scenes = f"{bench.scenes} scene{'s' if bench.scenes > 1 else ''}"
-    return f"{scenes}, {bench.steps} steps, {bench.model}"
+    return f"{counted(bench.scenes, 'scene')}, {counted(bench.steps, 'step')}, {bench.model}"
 
 
 HEADS = ("method", "setting", "structure", "text", "shape kept", "n", *EDITS)

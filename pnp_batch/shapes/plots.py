@@ -54,7 +54,7 @@ def trade_off(bench: Bench) -> bytes:
     axes.set(xlim=(-0.03, 1.45), ylim=(0, 1), xticks=np.linspace(0, 1, 6))
     count = len(bench.of(bench.settings[0]))
     axes.set_title(f"{count} edits of {bench.scenes} held-out scenes a point, 95% intervals over scenes")
-    axes.legend(loc="lower left", frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     return _png(figure)
 
 
@@ -83,19 +83,31 @@ def _within(value: float, half: float) -> list[list[float]]:
 
 
 def _label(axes: Axes, rows: Sequence[tuple[Setting, dict[str, Any]]]) -> None:
-    """The settings' names: of points near the right edge in a column beside it, of others above their intervals."""
-    right = sorted(
-        (each for each in rows if each[1]["text_accuracy"] > 0.6), key=lambda each: -each[1]["structure_iou"]
-    )
-    heights = _apart([row["structure_iou"] for _, row in right], 0.027)
-    places = {setting: (1.08, height) for (setting, _), height in zip(right, heights, strict=True)}
-    for setting, row in rows:
-        x, y = row["text_accuracy"], row["structure_iou"]
-        colour = COLOURS[_kind(setting)]
-        line = {"arrowstyle": "-", "color": colour, "lw": 0.4, "relpos": (0, 0.5), "shrinkA": 0}
-        style: dict[str, Any] = {"fontsize": 7.5, "color": colour, "va": "center", "arrowprops": line}
-        text = f"{setting.method} {setting.name}"
-        axes.annotate(text, (x, y), xytext=places.get(setting, (x + 0.03, y + 0.025)), **style)
+    """The settings' names: of points near the right edge in a column beside it, of others above their intervals.
+
+    None lies over another of its side, however few scenes there are: then many points lie at one place.
+    """
+    for is_right in (True, False):
+        side = sorted(
+            (each for each in rows if (each[1]["text_accuracy"] > 0.6) == is_right),
+            key=lambda each: -each[1]["structure_iou"],
+        )
+        lift = 0.0 if is_right else 0.025
+        heights = _apart([row["structure_iou"] + lift for _, row in side], 0.027)
+        for (setting, row), height in zip(side, heights, strict=True):
+            x = row["text_accuracy"]
+            colour = COLOURS[_kind(setting)]
+            line = {"arrowstyle": "-", "color": colour, "lw": 0.4, "relpos": (0, 0.5), "shrinkA": 0}
+            paper = {"fc": "w", "ec": "none", "alpha": 0.8, "pad": 0.5}
+            style: dict[str, Any] = {
+                "fontsize": 7.5,
+                "color": colour,
+                "va": "center",
+                "arrowprops": line,
+                "bbox": paper,
+            }
+            place = (1.08 if is_right else x + 0.03, height)
+            axes.annotate(f"{setting.method} {setting.name}", (x, row["structure_iou"]), xytext=place, **style)
 
 
 def _apart(heights: Sequence[float], gap: float) -> list[float]:

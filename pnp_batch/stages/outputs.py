@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -94,6 +94,14 @@ class Outputs:
             target.parent.mkdir(parents=True, exist_ok=True)
             (folder / target.name).replace(target)
 
+    def remove(self, name: str) -> None:
+        """Removes a result: a file, or a folder of numbered frames, which stays with whatever else was put there."""
+        path = self.root / name
+        for file in path.glob("[0-9]*.png") if path.is_dir() else (path,):
+            file.unlink(missing_ok=True)
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+
     def remove_stale_temporaries(self) -> None:
         """Removes what killed processes of this machine left half-written."""
         for pattern in ("", "tracebacks/"):
@@ -106,6 +114,10 @@ class Outputs:
     def drop_superseded_rows(self) -> None:
         """Removes rows that were written again with another verdict (the manifest's `quality` changed)."""
         self._file.compact()
+
+    def remove_rows(self, is_meant: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Removes some of the rows of `metadata.jsonl`."""
+        self._file.replace(row for row in self.rows() if not is_meant(row))
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows of `metadata.jsonl` so far."""
@@ -135,11 +147,15 @@ class RowFile:
         kept = set(last.values())
         if not last or len(kept) == max(kept) + 1:
             return
+        self.replace(row for number, row in enumerate(self.read()) if number in kept)
+
+    def replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Writes the file anew, whole or not at all; the rows may come out of it."""
         temporary = self.path.with_name(temp_name())
         with disk_errors_named(str(self.path)):
             try:
                 with temporary.open("wb") as file:
-                    file.writelines(line_of(row) for number, row in enumerate(self.read()) if number in kept)
+                    file.writelines(map(line_of, rows))
                 temporary.replace(self.path)
             finally:
                 temporary.unlink(missing_ok=True)

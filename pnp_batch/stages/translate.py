@@ -123,6 +123,18 @@ def problem_with(context: Context, picture: Any) -> str | None:
 
 def about(unit: Unit) -> dict[str, Any]:
     """What the artifact of a result says about it."""
+    errors = trajectory.meta["errors"] if (trajectory := unit.item.find()) else {}
+    return {
+        "prompt": unit.translation.prompt,
+        "settings": settings_of(unit),
+        "bank_compression": unit.bank_compression,
+        "trajectory": unit.item.key,
+        "errors": {name: errors.get(name) for name in FIGURES},
+    }
+
+
+def settings_of(unit: Unit) -> dict[str, Any]:
+    """What a result is made with, all that the model and the picture decide filled in; its picture is not decoded."""
     settings = unit.translation.settings
     width, height = unit.item.job.size or (None, None)
     values = settings.meaningful() | {"width": width, "height": height}
@@ -133,11 +145,4 @@ def about(unit: Unit) -> dict[str, Any]:
         values["generate"] = generated
     if METHODS[settings.method].uses_layers:
         values |= {"pnp_f_layers": list(unit.layers[0]), "pnp_attn_layers": list(unit.layers[1])}
-    errors = trajectory.meta["errors"] if (trajectory := unit.item.find()) else {}
-    return {
-        "prompt": unit.translation.prompt,
-        "settings": values,
-        "bank_compression": unit.bank_compression,
-        "trajectory": unit.item.key,
-        "errors": {name: errors.get(name) for name in FIGURES},
-    }
+    return values

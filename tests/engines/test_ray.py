@@ -114,7 +114,7 @@ def test_the_windows_of_a_clip_on_two_workers_give_the_bytes_of_one(tmp_path: Pa
         project.write(inputs, run={**BATCH, **engine}, defaults={"height": 32, "width": 48})
         with started(project) as run:
             assert run.wait() == 0, run.printed
-        assert "1 of 1 results are there" in run.printed and len(project.rows()) == 1
+        assert "1 of 1 result is there" in run.printed and len(project.rows()) == 1
         files.append({path.name: path.read_bytes() for path in (project.output / "videos").iterdir()})
         tensors = project.tensors()
     assert files[0] == files[1] and len(files[0]) == 1
@@ -185,7 +185,7 @@ def test_more_workers_than_the_cluster_can_hold_are_refused(cluster: object, tmp
     project = planned(tmp_path / "ray", engine="ray", devices=5, ray={"address": cluster.address})  # type: ignore[attr-defined]
     with started(project) as run:
         assert run.wait() == 3
-    assert "5 workers of 1 CPU each are asked for; the cluster has 1 CPU, 0 GPU, room for 1" in run.printed
+    assert "5 workers of 1 CPU asked for; the cluster has 1 CPU, 0 GPU, room for 1" in run.printed
     until(lambda: not (project.output / "images").exists(), 1, "nothing was made")
 
 

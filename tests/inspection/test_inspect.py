@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -151,7 +153,7 @@ def test_more_inputs_than_a_page_holds_are_counted(project: Project) -> None:
     inputs = [{"generate": {"prompt": "a star", "seed": n}, "prompts": ["x"]} for n in range(52)]
     project.write(inputs, defaults={"num_inference_steps": 1, "num_inversion_steps": 1}).pnp("run", "--limit", "1")
     said = inspected(project, "features", "--timesteps", "1", "--layers", "4")
-    assert "2 of the guidance images are not shown; name them with --input" in said
+    assert "2 guidance images are not shown; name with --input" in said
 
 
 def test_before_a_run_it_says_what_to_run(project: Project) -> None:
@@ -193,3 +195,23 @@ def test_an_input_with_several_step_counts_is_shown_once_for_each(project: Proje
     assert page.count("<h2>") == 2
     for steps in (5, 10):
         assert f"num_inference_steps {steps}" in page
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["inspect", "feature"],
+        ["inspect", "features", "--layers", "x"],
+        ["inspect", "features", "--layers", "99"],
+        ["evaluate"],
+    ],
+)
+def test_mistakes_on_the_command_line_are_told_before_torch_is_imported(finished: Path, arguments: list[str]) -> None:
+    manifest = Project(finished).manifest if len(arguments) > 1 else finished / "no such manifest.yaml"
+    code = (
+        "import atexit, sys; from pnp_batch.cli import main\n"
+        "atexit.register(lambda: print({'torch', 'diffusers'} & set(sys.modules)))\n"
+        "main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, *arguments, str(manifest)], capture_output=True, text=True)
+    assert ended.returncode == 2 and ended.stdout == "set()\n", ended.stderr

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -84,9 +84,14 @@ class Run:
         self.outputs.add_row(values)
         return values
 
-    def report(self, failures: Sequence[Mapping[str, Any]] = (), name: str = "horses.yaml") -> str:
+    def report(
+        self,
+        failures: Sequence[Mapping[str, Any]] = (),
+        name: str = "horses.yaml",
+        is_leftover: Callable[[Mapping[str, Any]], bool] = lambda row: False,
+    ) -> str:
         """Writes the report and reads it."""
-        return write_report(name, self.outputs, self.store, failures).read_text(encoding="utf-8")
+        return write_report(name, self.outputs, self.store, failures, is_leftover).read_text(encoding="utf-8")
 
 
 def picture(seed: str, size: int) -> Pixels:

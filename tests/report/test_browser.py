@@ -129,6 +129,25 @@ def test_sorts_by_reconstruction_and_prompt_and_back(gallery: Run) -> None:
     ) == ["horse wolf cat", "cat wolf horse", "cat horse wolf", "cat horse wolf", "a bronze statue"]
 
 
+def test_filters_by_what_is_still_in_the_manifest(run: Run) -> None:
+    for number in range(3):
+        run.result("a.jpg", f"prompt {number}", run.trajectory("a.jpg", size=64), 64)
+    run.report(
+        [{"source": "x.jpg", "prompt": "p", "stage": "read", "error": "gone"}],
+        is_leftover=lambda row: "1" in row["prompt"],
+    )
+    answer = drive(
+        run,
+        """
+        const shown = () => seen(".tile").map((e) => e.querySelector(".prompt").textContent.slice(-1)).join("");
+        const state = () => [shown(), seen(".failure").length];
+        answer = ["", "asked", "leftover"].map((word) => { change("#manifest", word); return state(); });
+        answer.push(all(".tile").map((e) => e.querySelectorAll(".leftover, .command").length));
+        """,
+    )
+    assert answer == [["012", 1], ["02", 0], ["1", 0], [1, 1, 1]]  # what is no longer in it cannot be run again
+
+
 def test_filters_by_quality_and_metric_and_sorts_by_metric(run: Run) -> None:
     rows = []
     for number, (source, quality, attempt) in enumerate(

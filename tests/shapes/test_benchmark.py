@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from typer.testing import CliRunner
 
 from pnp_batch.cli import app
@@ -118,6 +122,18 @@ def test_labels_are_moved_apart_and_no_further() -> None:
     placed = plots._apart([0.9, 0.5, 0.5, 0.49, 0.1], 0.03)
     assert (placed[0], placed[-1]) == (0.9, 0.1)
     assert placed[1:4] == pytest.approx([0.5267, 0.4967, 0.4667], abs=1e-4)
+
+
+def test_no_label_lies_over_another_though_all_points_lie_at_one_place() -> None:
+    one = bench({setting: 0.5 for setting in METHODS}, {setting: n % 2 for n, setting in enumerate(METHODS)}, scenes=1)
+    figure = Figure(figsize=(10, 7))
+    axes = figure.subplots()
+    axes.set(xlim=(-0.03, 1.45), ylim=(0, 1))
+    plots._label(axes, list(zip(one.settings, one.rows(), strict=True)))
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    boxes = [Text.get_window_extent(label, renderer) for label in axes.texts]
+    assert len(boxes) == len(METHODS) and not any(a.overlaps(b) for a, b in combinations(boxes, 2))
 
 
 def test_both_methods_are_swept_alike() -> None:

@@ -34,7 +34,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     assert files(tmp_path / "a") == files(tmp_path / "b")
     rendered(tmp_path / "c", "--count", "2", "--seed", "43")
     new = {name for name, data in files(tmp_path / "c").items() if files(tmp_path / "a").get(name) != data}
-    assert new == {"metadata.jsonl"}
+    assert new == {"metadata.jsonl", ".rendering"}
 
 
 def test_rows_say_what_the_pictures_show(tmp_path: Path) -> None:
@@ -100,7 +100,8 @@ def test_a_rendering_that_was_stopped_goes_on(
     rendered(tmp_path / "b", "--count", "4", *options)
     assert files(tmp_path / "a") == files(tmp_path / "b")
     assert first.stat().st_mtime_ns == before
-    assert "not empty" in rendered(tmp_path / "a", "--count", "4", *options, code=2)
+    assert "all there already" in rendered(tmp_path / "a", "--count", "4", *options)
+    assert "not empty" in rendered(tmp_path / "a", "--count", "3", *options, code=2)
 
 
 @pytest.mark.parametrize("place", ["file", "file/below"])

@@ -350,4 +350,4 @@ def test_verify_promises_what_the_next_run_does(tmp_path: Path) -> None:
     shard.write_bytes(data)
     said = project.pnp("store verify", code=1)
     assert "set aside in" in said and ", to be made again" in said
-    assert "1 of 1 results are there (1 computed now" in project.pnp("run")
+    assert "1 of 1 result is there (1 computed now" in project.pnp("run")

@@ -19,6 +19,7 @@
       figure: $(".figure", tile),
       quality: tile.dataset.quality ?? "",
       attempt: tile.dataset.attempt ?? "",
+      manifest: tile.dataset.leftover === undefined ? "asked" : "leftover",
       words: [text(".prompt", tile), text(".difference", tile), text(".name", element), tile.dataset.method ?? ""].join(" "),
     })),
   }));
@@ -59,6 +60,7 @@
     const status = $("input[name=status]:checked", tools).value;
     const matches = (item) => wanted.every((word) => item.words.includes(word));
     const quality = $("#quality")?.value ?? "";
+    const manifest = $("#manifest")?.value ?? "";
     const metric = $("#metric")?.value;
     const low = bound("#low", -Infinity);
     const high = bound("#high", Infinity);
@@ -66,6 +68,7 @@
     const picked = (tile) =>
       matches(tile) &&
       (!quality || (quality === "retried" ? tile.quality === "passed" && tile.attempt : tile.quality === quality)) &&
+      (!manifest || tile.manifest === manifest) &&
       (!isBound || (tile.figures[metric] >= low && tile.figures[metric] <= high));
 
     let done = 0;
@@ -75,7 +78,7 @@
       done += shown;
       return shown > 0;
     });
-    const onlyResults = status === "done" || level || quality || isBound;
+    const onlyResults = status === "done" || level || quality || manifest || isBound;
     const failed = show(failures, (failure) => !onlyResults && matches(failure));
     const section = $("#failures");
     if (section) {

@@ -3,7 +3,7 @@
     python benchmarks/pictures.py [--pictures 64 --side 512 --threads 1 2]
 
 A device waits meanwhile. Guidance pictures are JPEG files of twice the side: each is decoded, shrunk and digested. Results lie in
-the store: each is read, checked, compressed to a PNG and written, and gets its row. The scenes carry some noise, as photographs do.
+the store: each is read, checked, compressed to a PNG and written, with its row. The scenes carry some noise, as photographs do.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-MOST = 8  # at 8 the pictures of a batch take about 1% of the time that a fast GPU takes for them (docs/performance.md)
-IN_HAND = 2  # for each thread: one to work at and one to go on with
+MOST = 8  # at 8 the results of a batch take 1 to 3% of the time that a fast GPU takes for them (docs/performance.md)
+IN_HAND = 4  # for each thread: fewer leave threads waiting for the last one, more make signals wait longer
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -31,7 +31,7 @@ def count(device: str) -> int:
 
 
 def in_hand(things: Sequence[T], device: str) -> Iterator[Sequence[T]]:
-    """Pieces of some things: so few that a signal or the death of a worker meets few of them, so many that no thread waits."""
+    """Pieces of some things: what is in hand at once, and so what the death of a worker is blamed on, however many there are."""
     size = IN_HAND * count(device)
     yield from (things[i : i + size] for i in range(0, len(things), size))
 

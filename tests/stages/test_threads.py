@@ -70,13 +70,14 @@ def test_warnings_that_decoders_silence_are_heard_again() -> None:
     assert list(warnings.filters) == before
 
 
-@pytest.mark.parametrize("given, device, expected", [("3", "cpu", 3), ("100", "cpu", threads.MOST), ("0", "cpu", 1)])
+@pytest.mark.parametrize("given, expected", [("3", 3), ("100", threads.MOST), ("0", 1)])
 def test_a_worker_on_a_cpu_has_the_threads_that_torch_has(
-    monkeypatch: pytest.MonkeyPatch, given: str, device: str, expected: int
+    monkeypatch: pytest.MonkeyPatch, given: str, expected: int
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", given)
-    assert threads.count(device) == expected
-    assert [len(piece) for piece in threads.in_hand(range(2 * expected + 1), device)] == [2 * expected, 1]
+    size = threads.IN_HAND * expected
+    assert threads.count("cpu") == expected
+    assert [len(piece) for piece in threads.in_hand(range(size + 1), "cpu")] == [size, 1]
 
 
 def test_a_worker_on_a_gpu_takes_what_cores_there_are(monkeypatch: pytest.MonkeyPatch) -> None:

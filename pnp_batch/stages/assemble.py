@@ -24,9 +24,8 @@ def run(context: Context, items: Sequence[Item]) -> None:
     exports = [_Export(unit, artifact) for unit in units if (artifact := unit.result())]
     for batch in threads.in_hand(exports, context.device):
         with interrupts.held_back():  # a file and its row belong together
-            missing = [export for export in batch if not context.outputs.has_file(export.name)]
-            if missing:
-                attempt([missing], partial(_write, context), _give_up, context.ledger, STAGE)
+            if not all(context.outputs.has_file(export.name) for export in batch):  # with those that a kill left marked
+                attempt([batch], partial(_write, context), _give_up, context.ledger, STAGE)
             for export in batch:
                 _add_row(context, export)
 
@@ -60,6 +59,8 @@ def _write(context: Context, group: Group[_Export]) -> None:
 
 def _write_one(context: Context, export: _Export) -> CorruptArtifact | None:
     """Gives the error of a corrupt artifact, which is no reason to give up the others that are in hand."""
+    if context.outputs.has_file(export.name):
+        return None
     try:
         pixels = context.store.load(export.artifact, "result")["image"]
     except CorruptArtifact as error:

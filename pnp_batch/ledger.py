@@ -1,9 +1,10 @@
 """The attempt ledger: which unit was in whose hands when a worker died, and when to stop trying.
 
-A *unit* is one artifact in one stage (`invert-<key>`, `translate-<key>`, `read-<path's digest>`, `assemble-<key>`), not a work
-package: a package of thirty pictures must not be given up for one of them. While a worker has a batch of units in hand, each has
-a *mark*, a file of its own; the end takes it back, whether the work is done, failed with an error (which the failure list holds)
-or was interrupted. So a mark whose worker is gone is a *strike*: the unit was in hand when a process died.
+A *unit* is one artifact in one stage (`invert-<key>`, `translate-<key>`), one picture that is decoded (`read-<path's digest>`) or
+one file that is written (`assemble-<result's id>`), not a work package: a package of thirty pictures must not be given up for
+one of them. While a worker has a batch of units in hand, each has a *mark*, a file of its own; the end takes it back, whether the
+work is done, failed with an error (which the failure list holds) or was interrupted. So a mark whose worker is gone is a
+*strike*: the unit was in hand when a process died.
 
 A process that vanished without a word was most likely killed by whoever started it, be it the run itself or the driver that its
 workers die with, and is no reason to change a batch, and with it bytes: of such deaths only every tenth is a strike. A crash

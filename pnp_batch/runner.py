@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pnp_batch.checkpoint import Checkpoint
-from pnp_batch.errors import ItemError
 from pnp_batch.inputs import Translation
 from pnp_batch.ledger import Ledger
 from pnp_batch.manifest import Manifest
 from pnp_batch.names import counted
 from pnp_batch.plan import Job, Package, Plan
-from pnp_batch.stages import STAGES, bank, videos
+from pnp_batch.stages import STAGES, bank, read, videos
 from pnp_batch.stages.batches import MAX_BATCH, at_most
 from pnp_batch.stages.outputs import Outputs, Rows
 from pnp_batch.stages.parts import parts
@@ -165,7 +164,7 @@ class Worker:
 
     def _run_stages(self, context: Context, jobs: Iterable[Job], stages: Sequence[str]) -> list[Item]:
         items = items_of(jobs, context)
-        readable = [item for item in items if _is_readable(item)]
+        readable = read.run(context, items)
         if any(item.job.is_joint for item in items) and len(readable) < len(items):
             readable = []  # a window lacks a frame, which has failed
         for name in stages:
@@ -304,15 +303,6 @@ def fingerprint(checkpoint: Checkpoint, digests: DigestCache) -> str:
 def _digest_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _is_readable(item: Item) -> bool:
-    """Whether its key can be told, which reads the picture unless its digest is known; else it fails."""
-    try:
-        return bool(item.key)
-    except ItemError as error:
-        item.fail("read", error)
-        return False
 
 
 def _share_failures(items: Sequence[Item]) -> None:

@@ -17,7 +17,7 @@ from pnp_batch import interrupts
 from pnp_batch.clips import SEGMENT
 from pnp_batch.errors import NonFiniteError
 from pnp_batch.plan import INVERSION_SETTINGS, Job
-from pnp_batch.stages import groups, windows
+from pnp_batch.stages import groups, read, windows
 from pnp_batch.stages.batches import Group, attempt, incomplete
 from pnp_batch.stages.work import Context, Item, described
 
@@ -83,7 +83,7 @@ def _compute(context: Context, group: Group[Item]) -> None:
         steps = settings.num_inference_steps
         made = trajectories.of_prompts(context.model, specs, job.size or (0, 0), job.own_steps or steps, steps, loop)
     else:
-        pictures = [item.pixels for item in batch]
+        pictures = read.pixels_of(context, batch)
         made = trajectories.of_pictures(context.model, pictures, prompts, settings, loop, context.measure)
     failed = [item.key for item, trajectory in zip(batch, made, strict=True) if not trajectory.is_finite]
     how = described(context, keys, failed, time.monotonic() - begin)
@@ -96,9 +96,9 @@ def _compute(context: Context, group: Group[Item]) -> None:
 def _keep_pictures(context: Context, batch: Sequence[Item]) -> None:
     from pnp_batch.diffusion.trajectories import of_picture_alone
 
-    for item in batch:
+    for item, pixels in zip(batch, read.pixels_of(context, batch), strict=True):
         begin = time.monotonic()
-        kept = of_picture_alone(context.model, item.pixels)
+        kept = of_picture_alone(context.model, pixels)
         how = described(context, [item.key], [], time.monotonic() - begin)
         shards = {"preview": {"source": kept.source, "reconstruction": kept.reconstruction}}
         meta = how | {"source": item.job.source.name, "settings": {}, "errors": kept.errors}

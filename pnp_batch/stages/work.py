@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -36,6 +35,9 @@ if TYPE_CHECKING:
     from pnp_batch.stages.bank import Costs
     from pnp_batch.stages.outputs import Outputs
     from pnp_batch.stages.videos import Reel
+
+
+READ = "read"  # what decoding guidance pictures is called in the ledger and in failure lists
 
 
 class Events(Protocol):
@@ -152,13 +154,15 @@ class Neighbours:
 
 @dataclass(eq=False)
 class Item:
-    """A job in hand: its pixels and keys, as far as they are known."""
+    """A job in hand: its pixels, their digest and its keys, as far as they are known."""
 
     job: Job
     context: Context
     failed: bool = False
     artifact: Artifact | None = field(default=None, repr=False)
     neighbours: Neighbours | None = field(default=None, repr=False)
+    digest: str | None = None
+    _pixels: Pixels | None = field(default=None, repr=False)
 
     def fail(self, stage: str, error: BaseException) -> None:
         """Takes the item out of this run: none of its results can be made."""
@@ -166,13 +170,18 @@ class Item:
         for unit in self.units:
             unit.fail(stage, error)
 
-    @cached_property
+    @property
     def pixels(self) -> Pixels:
-        """The guidance image, decoded once for all stages.
+        """The guidance image, decoded once for all stages; no `cached_property`, which lets one thread in at a time.
 
         Raises:
             ItemError: It cannot be read.
         """
+        if self._pixels is None:
+            self._pixels = self._decoded()
+        return self._pixels
+
+    def _decoded(self) -> Pixels:
         if self.job.source.path is None or self.job.size is None:
             raise ItemError(f"{self.job.source.name} could not be read when the plan was made")
         if self.job.window is not None:
@@ -189,39 +198,50 @@ class Item:
         return trajectory_key(self.job, self._digest(), self.context.fingerprint, self.context.dtype)
 
     def knows_key(self) -> bool:
-        """Whether the key can be told without decoding the picture."""
+        """Whether the key can be told without decoding the picture; a digest that was noted is remembered."""
         noted = noted_digest(self.job)
-        if noted is None:
+        if noted is None or self.digest is not None:
             return True
         path, what = noted
-        return self.job.size is not None and path.exists() and self.context.digests.get(path, what) is not None
+        if self.job.size is not None and path.exists():
+            self.digest = self.context.digests.get(path, what)
+        return self.digest is not None
 
     def _digest(self) -> str | None:
-        source = self.job.source
-        noted = noted_digest(self.job)
-        if noted is None:
-            return None
-        path, what = noted
-        if self.job.size is None:
-            self._say_what_is_wrong(path)
-        try:
-            return self.context.digests.of(path, what, self._read)
-        except FileNotFoundError as error:
-            raise ItemError(f"{source.path}: the file has vanished") from error
+        if not self.knows_key():
+            if self.job.size is None:
+                self._say_what_is_wrong()
+            unit = unit_name(READ, self.place)
+            self.context.ledger.refuse(unit)
+            with self.context.ledger.attempt([unit]):
+                self.read()
+        return self.digest
 
-    def _say_what_is_wrong(self, path: Path) -> None:
+    def _say_what_is_wrong(self) -> None:
+        path = self.job.source.path
+        assert path is not None
         if self.job.source.video is not None:
             clips.opened(path, self.job.source.video, self.context.store.root, self.context.ledger)
         else:
             load_rgb(path, (8, 8))
         raise ItemError(f"{path}: could not be read when the plan was made; run again")
 
-    def _read(self) -> str:
-        """Digest of its pixels; a picture may well kill the process that decodes it."""
-        unit = unit_name("read", sha256(os.fsencode(f"{self.job.source.path} {self.job.place}")))
-        self.context.ledger.refuse(unit)
-        with self.context.ledger.attempt([unit]):
-            return sha256(self.pixels.tobytes())
+    def read(self) -> None:
+        """Notes the digest of its pixels. A picture may well kill the process that decodes it: whoever calls this marks it.
+
+        Raises:
+            ItemError: The picture cannot be read.
+        """
+        if (noted := noted_digest(self.job)) is not None:
+            try:
+                self.digest = self.context.digests.of(*noted, lambda: sha256(self.pixels.tobytes()))
+            except FileNotFoundError as error:
+                raise ItemError(f"{self.job.source.path}: the file has vanished") from error
+
+    @cached_property
+    def place(self) -> str:
+        """Where its pixels come from: what it is called in the ledger while its key is not known."""
+        return sha256(os.fsencode(f"{self.job.source.path} {self.job.place}"))
 
     @cached_property
     def units(self) -> list[Unit]:

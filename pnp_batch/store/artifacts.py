@@ -272,8 +272,9 @@ class Draft:
 
     def publish(self, meta: Mapping[str, Any]) -> Artifact:
         """Makes it visible in one rename; see `ArtifactStore.publish`."""
-        content = json.loads(canonical_json({"format": FORMAT, "shards": self._stamps, "meta": meta}))
-        (self._temporary / META).write_text(_sealed(content), encoding="utf-8")
+        text = canonical_json({"format": FORMAT, "shards": self._stamps, "meta": meta})
+        (self._temporary / META).write_text(_sealed(text), encoding="utf-8")
+        content = json.loads(text)
         theirs = self._store.make_visible(self._temporary, self._final)
         return theirs or Artifact(self._final, content["meta"], content["shards"])
 
@@ -299,9 +300,9 @@ def _stamp(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _sealed(content: Mapping[str, Any]) -> str:
-    """JSON with its own checksum, so that a flipped byte in `meta.json` is noticed too."""
-    return json.dumps({"content": content, "sha256": sha256(canonical_json(content).encode())}, indent=1)
+def _sealed(text: str) -> str:
+    """Canonical JSON with its own checksum, so that a flipped byte in `meta.json` is noticed too."""
+    return f'{{"content":{text},"sha256":"{sha256(text.encode())}"}}'
 
 
 def _open(path: Path) -> Artifact | None:

@@ -902,10 +902,7 @@ def _write_report(manifest: Manifest, plan: Plan | None = None, asked: int = 0) 
     if sum(1 for _ in outputs.rows()) > asked:
         try:
             is_leftover = _wanted(plan or _plan(manifest, quiet=True)).lacks
-        except (
-            ManifestError,
-            EnvironmentFailure,
-        ) as error:  # the page is of use also without the pictures or the model
+        except (ManifestError, EnvironmentFailure) as error:  # the page is of use without pictures or model, too
             _say(f"results that are no longer in the manifest are not marked, since they cannot be told:\n{error}")
     # Absolute: the page's commands are pasted wherever a person happens to be.
     name, store = str(manifest.path.absolute()), ArtifactStore(manifest.store)

@@ -85,9 +85,8 @@ SDXL = Family(
     components=_COMPONENTS | _SECOND_TEXT,
     addition_embed_type="text_time",
     up_blocks=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    f_layers=(
-        0,
-    ),  # the level with Stable Diffusion 1.5's 32 pixels a cell, where Ctrl-X (NeurIPS 2024) has structure, too
+    # The level with Stable Diffusion 1.5's 32 pixels a cell, where Ctrl-X (NeurIPS 2024) has structure, too.
+    f_layers=(0,),
     attn_layers=(0, 1, 2),
     prefixes={
         "unet": "model.diffusion_model.",

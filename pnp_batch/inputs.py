@@ -42,10 +42,8 @@ ROW_FILE_KEYS = ("file_name", "image", "image_path", "init_img", "file")
 # What this program writes below `output_dir` and a later run could take for its inputs.
 PRODUCTS = ("images", "videos", "inspect")
 ROWS_FILE = "metadata.jsonl"
-PROGRESS_FILE, LOG_FILE = (
-    "progress.json",
-    "run.log",
-)  # every run writes these two, so a folder with both is one's `output_dir`
+# Every run writes these two, so a folder with both is one's `output_dir`.
+PROGRESS_FILE, LOG_FILE = "progress.json", "run.log"
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,18 @@
 """Leftovers: results in an output folder that its manifest does not ask for any more, since a prompt or a picture left it.
 
-A row of `metadata.jsonl` is known by what it says it was made with, not by its key: keys hold the pixels of every picture, which
-would all have to be read, and the dtype, and a result of another dtype is asked for no less. So whatever is called a leftover is
-one, but the result of a picture that was since replaced under its name is not.
+A row of `metadata.jsonl` is known by what it says it was made with, since its key holds the pixels of every picture, which would
+all have to be read, and the dtype, and a result of another dtype is asked for no less. Only where that does not fit, the key is
+looked for: the manifest may call the picture by another path now, and earlier versions said less in their rows. The result of a
+picture that was since replaced under its name is no leftover.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Set
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -18,9 +20,10 @@ from pnp_batch.failures import FAILED
 from pnp_batch.inputs import PRODUCTS
 from pnp_batch.manifest import Settings
 from pnp_batch.plan import Job, Plan
+from pnp_batch.stages import videos
 from pnp_batch.stages.outputs import SHORT_KEY, Outputs
 from pnp_batch.stages.translate import settings_of
-from pnp_batch.stages.work import Context, Item
+from pnp_batch.stages.work import Context, Item, items_of
 from pnp_batch.store.keys import canonical_json
 
 Row = Mapping[str, Any]
@@ -37,22 +40,37 @@ class Wanted:
     Attributes:
         results: What `_identity` gives for the row of each result; None where everything is to stay.
         untold: Names of pictures and videos that cannot be read, so that it cannot be told what their rows would say.
+        askers: The plans, each with its worker's context.
     """
 
     results: Set[int] | None
     untold: Set[str] = frozenset()
+    askers: Sequence[tuple[Plan, Context]] = ()
+    _keys: dict[str, Set[int]] = field(default_factory=dict)  # hashes of results' keys by dtype, once a row needs them
 
     def lacks(self, row: Row) -> bool:
         """Whether a row is a leftover; a row that this program did not write is none."""
-        if self.results is None or row.get("source") in self.untold or not _is_own(row):
+        if self.results is None or not _is_own(row) or row["source"] in self.untold or _identity(row) in self.results:
             return False
-        return _identity(row) not in self.results
+        return row["file_name"] in self._told or hash(row["key"]) not in self._keys_in(row["dtype"])
 
     def __or__(self, other: Wanted) -> Wanted:
         """What either of two manifests asks for."""
         if self.results is None or other.results is None:
             return EVERYTHING
-        return Wanted(self.results | other.results, self.untold | other.untold)
+        return Wanted(self.results | other.results, self.untold | other.untold, (*self.askers, *other.askers))
+
+    @cached_property
+    def _told(self) -> Set[str]:
+        """Files with a row that says what is asked for: what other rows say of them is not asked for, too."""
+        rows = (row for _, context in self.askers[:1] for row in context.outputs.rows())
+        return {row["file_name"] for row in rows if _is_own(row) and _identity(row) in (self.results or ())}
+
+    def _keys_in(self, dtype: str) -> Set[int]:
+        if dtype not in self._keys:
+            askers = ((plan, replace(context, dtype=dtype)) for plan, context in self.askers)
+            self._keys[dtype] = {hash(key) for plan, context in askers for key in _keys(plan, context)}
+        return self._keys[dtype]
 
 
 EVERYTHING = Wanted(None)
@@ -68,13 +86,14 @@ def wanted(plan: Plan, context: Context) -> Wanted:
         return EVERYTHING  # it holds just what failed of another manifest
     results: set[int] = set()
     untold: set[str] = set()
-    for job in replace(plan, limit=None, only=None).jobs():
+    plan = replace(plan, limit=None, only=None)
+    for job in plan.jobs():
         if job.size is None:
             untold.add(job.source.name)
         elif job.place == 0:  # of a video, any frame tells
             retries = () if job.window else plan.retries(job.source, job.translations)
             results.update(_identity(row) for each in (job, *retries) for row in _rows(each, context))
-    return Wanted(results, untold)
+    return Wanted(results, untold, [(plan, context)])
 
 
 def remove(outputs: Outputs, wanted: Wanted) -> None:
@@ -93,6 +112,17 @@ def _rows(job: Job, context: Context) -> list[Row]:
         spec = job.window.clip.spec
         common |= {name: getattr(spec, name) for name in OF_VIDEO} | {"frames": len(job.window.clip.numbers)}
     return [common | {"prompt": unit.translation.prompt} | settings_of(unit) for unit in Item(job, context).units]
+
+
+def _keys(plan: Plan, context: Context) -> Iterator[str]:
+    """The keys of a plan's results, as far as they can be told without decoding a picture."""
+    for package in plan.packages():
+        items = items_of(package.jobs, context)
+        if package.jobs[0].window is not None:
+            yield from videos.keys_of(context, items)
+            continue
+        retries = (Item(each, context) for job in package.jobs for each in plan.retries(job.source, job.translations))
+        yield from (unit.key for item in (*items, *retries) if item.knows_key() for unit in item.units)
 
 
 def _identity(row: Row) -> int:

@@ -232,8 +232,9 @@ class Monitor:
         state.seconds = now - self._begin
         reached = self._settled_before + state.rows - self._rows_before
         # A float32 retry, an attempt of the quality gate or an inversion's safe scheme cannot be foretold.
-        state.is_beyond_plan = reached >= state.rows_total > self._settled_before
-        state.rows_settled = state.rows_total - 1 if state.is_beyond_plan else min(reached, state.rows_total)
+        is_in_hand = state.rows_total > self._settled_before
+        state.is_beyond_plan = is_in_hand and reached > state.rows_total
+        state.rows_settled = min(reached, state.rows_total - is_in_hand)
         if self._computing_began is not None and state.rows:
             seconds_per_row = (now - self._computing_began) / state.rows
             left = state.rows_total - state.rows_settled

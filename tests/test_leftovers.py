@@ -57,6 +57,30 @@ def test_what_is_asked_for_stays_whoever_made_it(project: Project) -> None:
     assert "removed 0 results" in project.pnp("prune") and len(project.rows()) == 10
 
 
+def test_a_result_stays_by_whatever_path_its_picture_is_named_now(project: Project) -> None:
+    """Pictures and videos; once a run wrote the rows of their new names, those of the old ones go, and the files stay."""
+    for n in range(2):
+        project.picture(f"frames/{n}.png", n)
+    kinds = [("image", project.picture("a.png")), ("video", "frames")]
+    project.write([{kind: str(project.folder / name), "prompts": PROMPTS[:1]} for kind, name in kinds]).pnp("run")
+    files = {path for path in project.output.glob("*/*--*")}
+    project.write([{kind: name, "prompts": PROMPTS[:1]} for kind, name in kinds])
+    assert "no longer" not in project.pnp("status") and "removed 0 results" in project.pnp("prune")
+    assert "2 results in the folder" in project.pnp("run")
+    assert "removed 2 results" in project.pnp("prune")
+    assert {row["source"] for row in project.rows()} == {"a.png", "frames"} and len(project.rows()) == 2
+    assert len(files) == 2 and all(path.exists() for path in files)
+
+
+def test_a_result_stays_whose_row_an_earlier_version_wrote(project: Project) -> None:
+    """It said how a generated picture would have been inverted, and not how it was generated."""
+    project.write([{"generate": {"prompt": "a cup"}, "prompts": PROMPTS[:1]}]).pnp("run")
+    (row,) = project.rows()
+    del row["generate"]
+    (project.output / "metadata.jsonl").write_text(json.dumps(row | {"inversion_prompt": ""}) + "\n")
+    assert "removed 0 results" in project.pnp("prune")
+
+
 def test_a_file_stays_for_whoever_else_needs_it_and_foreign_rows_and_files_are_left_alone(project: Project) -> None:
     project.picture("x/a.png")
     project.picture("y/a.png")  # the same pixels and name: the same file

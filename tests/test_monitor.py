@@ -61,11 +61,12 @@ def test_a_run_that_computes_more_than_was_planned_is_not_shown_as_finished(
     view = PlainView()
     monitor = Monitor(Estimate(trajectories=1, translations=2, target_rows=1000), tmp_path, view)
     monitor.settled(rows=500, done=1, failed=0)
-    for rows in (400, 200):
+    for rows in (400, 100, 100):
         view._last = 0.0
         monitor.step(rows)
-    first, second = capsys.readouterr().err.splitlines()
+    first, exact, second = capsys.readouterr().err.splitlines()
     assert first.startswith(" 90%") and "planned" not in first
+    assert exact.startswith(" 99%") and "planned" not in exact  # nothing is left but to write what was computed
     assert second.startswith(" 99%") and second.endswith("ETA unknown (more rows than planned)")
     monitor.settled(rows=500, done=1, failed=0)
     assert monitor.state.percent == 100 and not monitor.state.is_beyond_plan

@@ -19,8 +19,6 @@ def numbers(values: Iterable[float], device: torch.device) -> Tensor:
     return _constant(tuple(values), torch.float32, device)
 
 
-@lru_cache(
-    maxsize=4096
-)  # a run has a few for each step and shape of its batches; all of them together are some kilobytes
+@lru_cache(maxsize=4096)  # a run has a few for each step and shape of its batches, some kilobytes in all
 def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=dtype, device=device)

@@ -216,6 +216,8 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _train_vae(run: Training, vae: Any) -> None:
     """L1 on pixels and on their differences, with a slight pull of the posterior towards a normal one."""
+    if run.continued:
+        _vae_grid(run, vae, 0)  # what it starts from, to compare with
     learner = nn.ModuleList([vae.post_quant_conv, vae.decoder]) if run.continued else vae
     loss = partial(_vae_loss, run, vae)
     half = _half(run, "vae", loss)

@@ -33,7 +33,9 @@ def test_what_it_writes_is_a_diffusers_pipeline_that_pnp_runs_on(tmp_path: Path,
     assert "vae 2/2" in said
     assert "unet 2/2" in said
     grids = {path.name for path in (tmp_path / "model/training/samples").glob("*.png")}
-    assert grids == {"vae-00002.png", "unet-00002.png"}
+    before = {"vae-00000.png"} if start else set()
+    assert grids == {"vae-00002.png", "unet-00002.png", *before}
+    assert ("VAE after 0 steps" in said) == bool(start)
     checkpoint = resolve(str(tmp_path / "model"), tmp_path)
     assert checkpoint.layers == resolve("builtin:shapes", tmp_path).layers
     model = load_model(checkpoint, torch.device("cpu"), "float32")

@@ -20,6 +20,7 @@ from pnp_batch.store.files import remove_stale_temps, temp_name, write_atomic
 
 MARKER = ".rendering"  # says in a folder what is, or is being, rendered there
 ROWS = "metadata.jsonl"
+NAMING = ("file_name", "mask_file_name", "masks")  # what names files or folders in a row
 
 
 def begun(folder: Path) -> str | None:
@@ -29,8 +30,11 @@ def begun(folder: Path) -> str | None:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a rendering came to its end: its metadata is written last."""
-    return (folder / ROWS).is_file()
+    """Whether a rendering came to its end, its metadata being written last, and nothing was removed since."""
+    if not (folder / ROWS).is_file():
+        return False
+    rows = map(json.loads, (folder / ROWS).read_text().splitlines())
+    return all((folder / row[name]).exists() for row in rows for name in NAMING if name in row)
 
 
 @contextmanager
@@ -61,11 +65,10 @@ def write_scenes(folder: Path, count: int, seed: int = 0, size: int = 64) -> Ite
     with disk_errors_named(str(folder)):
         for number in range(seed, seed + count):
             name = f"{number:08}.png"
-            scene, last = random_scene(number), folder / "masks" / name
-            if not last.exists():
-                picture, mask = render(scene, size)
-                write_atomic(folder / "images" / name, encode_png(picture))
-                write_atomic(last, encode_png(mask))
+            scene, files = random_scene(number), [folder / kind / name for kind in ("images", "masks")]
+            if not all(path.exists() for path in files):
+                for path, pixels in zip(files, render(scene, size), strict=True):
+                    write_atomic(path, encode_png(pixels))
             words = {part: getattr(scene, part) for part in VOCABULARY}
             pose = {"centre": scene.centre, "radius": scene.radius, "angle": scene.angle, "seed": scene.seed}
             texts = {"caption": caption(scene), "wording": random_caption(scene, number)}
@@ -98,7 +101,7 @@ def write_clips(
         for number in range(seed, seed + count):
             made, scene = clip(number, frames, size), clip_scenes(number, 1)[0]
             name, masks = f"videos/{number:08}.mp4", folder / "masks" / f"{number:08}"
-            if not (folder / name).exists():
+            if not ((folder / name).exists() and masks.exists()):
                 for index, mask in enumerate(made.masks):
                     write_atomic(masks / f"{index:04}.png", encode_png(mask))
                 _encode(folder / name, made.frames, fps)

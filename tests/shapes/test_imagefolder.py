@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -109,3 +110,19 @@ def test_a_file_is_no_folder(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("mine")
     assert "is a file" in rendered(tmp_path / place, "--count", "1", code=2)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("options", "lost"),
+    [((), ("images/00000000.png", "masks/00000001.png")), (("--clips",), ("videos/00000000.mp4", "masks/00000001"))],
+)
+def test_what_was_removed_of_a_rendering_is_drawn_again(
+    tmp_path: Path, options: tuple[str, ...], lost: tuple[str, ...]
+):
+    rendered(tmp_path / "a", "--count", "3", *options)
+    whole = files(tmp_path / "a")
+    for name in lost:
+        path = tmp_path / "a" / name
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+        assert "all there" not in rendered(tmp_path / "a", "--count", "3", *options)
+        assert files(tmp_path / "a") == whole

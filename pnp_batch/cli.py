@@ -175,17 +175,8 @@ def run(
     summary = chosen(Run(plan, view_for(console), stages, fail_fast, forgive=retry_failed))
     for message in summary.corrupt:
         _say(message)
-    work = f"{counted(summary.inverted, 'inversion')}, {counted(summary.rows, 'UNet row')}, {summary.seconds:.1f} s"
-    is_stopped = fail_fast and summary.failed > 0
-    _say(
-        f"{'at least ' * is_stopped}{summary.done} of {counted(summary.translations, 'result is', 'results are')} there "
-        f"({summary.translated} computed now, {work}), {summary.failed} failed"
-    )
-    if loaded.quality is not None and "translate" in stages:  # the gate is part of that stage
-        _say_quality(summary)
-    if is_stopped:
-        left = counted(summary.translations - summary.done - summary.failed, "result was", "results were")
-        _say(f"stopped at the first failure (--fail-fast); {left} not looked at")
+    # The quality gate is part of the stage `translate`.
+    _say_summary(summary, fail_fast=fail_fast, judged=loaded.quality is not None and "translate" in stages)
     return _conclude(plan, summary, stages == tuple(STAGES))
 
 
@@ -195,6 +186,20 @@ def _selection(plan: Plan, source: str | None, prompt: str | None, key: str | No
     from pnp_batch.selection import selected
 
     return replace(plan, only=selected(plan, _worker(plan), source, prompt, key))
+
+
+def _say_summary(summary: Summary, *, fail_fast: bool, judged: bool) -> None:
+    work = f"{counted(summary.inverted, 'inversion')}, {counted(summary.rows, 'UNet row')}, {summary.seconds:.1f} s"
+    is_stopped = fail_fast and summary.failed > 0
+    _say(
+        f"{'at least ' * is_stopped}{summary.done} of {counted(summary.translations, 'result is', 'results are')} there "
+        f"({summary.translated} computed now, {work}), {summary.failed} failed"
+    )
+    if judged:
+        _say_quality(summary)
+    if is_stopped:
+        left = counted(summary.translations - summary.done - summary.failed, "result was", "results were")
+        _say(f"stopped at the first failure (--fail-fast); {left} not looked at")
 
 
 def _say_quality(summary: Summary) -> None:
@@ -889,8 +894,8 @@ def _existing_parent(path: Path) -> Path:
     return next(parent for parent in (path, *path.parents) if os.path.exists(parent))  # noqa: PTH110 - a name may be too long
 
 
-def _write_report(manifest: Manifest, plan: Plan | None = None, asked: int = 0) -> Path:
-    """Writes `report.html`, which marks what is no longer in the manifest; `asked` results are known not to be that."""
+def _write_report(manifest: Manifest, plan: Plan | None = None, there: int = 0) -> Path:
+    """Writes `report.html`, which marks what is no longer in the manifest; `there` of its results are known to be there."""
     from pnp_batch.failures import FailureList
     from pnp_batch.leftovers import EVERYTHING
     from pnp_batch.report.html import write_report
@@ -898,16 +903,16 @@ def _write_report(manifest: Manifest, plan: Plan | None = None, asked: int = 0) 
     from pnp_batch.store import ArtifactStore
 
     outputs, failures = Outputs(manifest.output), list(FailureList(manifest).rows.values())
-    is_leftover = EVERYTHING.lacks
-    if sum(1 for _ in outputs.rows()) > asked:
+    wanted = EVERYTHING
+    if outputs.row_count() > there:
         try:
-            is_leftover = _wanted(plan or _plan(manifest, quiet=True)).lacks
+            wanted = _wanted(plan or _plan(manifest, quiet=True))
         except (ManifestError, EnvironmentFailure) as error:  # the page is of use without pictures or model, too
             _say(f"results that are no longer in the manifest are not marked, since they cannot be told:\n{error}")
     # Absolute: the page's commands are pasted wherever a person happens to be.
     name, store = str(manifest.path.absolute()), ArtifactStore(manifest.store)
-    path = write_report(name, outputs, store, failures, is_leftover)
-    if count := sum(map(is_leftover, outputs.rows())):
+    path = write_report(name, outputs, store, failures, wanted.lacks)
+    if count := wanted.leftovers(outputs):
         _say(_leftovers(count, manifest.path))
     return path
 

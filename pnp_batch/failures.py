@@ -68,7 +68,7 @@ class FailureList:
             return
         with disk_errors_named(str(self.path)):
             write_atomic(self.path, b"".join(map(line_of, self.rows.values())))
-            write_atomic(self.root / "failed.yaml", self._as_manifest())
+            write_atomic(self.root / FAILED, self._as_manifest())
 
     def _row(self, source: Source, translation: Translation, outcome: Outcome) -> Row:
         place = Path("tracebacks") / f"{outcome.id[:16]}.txt"

@@ -54,6 +54,10 @@ class Wanted:
             return False
         return row["file_name"] in self._told or hash(row["key"]) not in self._keys_in(row["dtype"])
 
+    def leftovers(self, outputs: Outputs) -> int:
+        """How many rows of an output folder are leftovers."""
+        return 0 if self.results is None else sum(map(self.lacks, outputs.rows()))
+
     def __or__(self, other: Wanted) -> Wanted:
         """What either of two manifests asks for."""
         if self.results is None or other.results is None:

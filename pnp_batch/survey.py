@@ -97,7 +97,8 @@ def survey(plan: Plan, worker: Worker) -> Survey:
             _count_frames(result, items, plan, worker, failed, whole)
     result.sources = len(sources)
     result.quarantined = len(worker.ledger.quarantined())
-    result.leftovers = sum(map(wanted(plan, worker.context).lacks, worker.outputs.rows()))
+    if worker.outputs.row_count() > result.assembled:
+        result.leftovers = wanted(plan, worker.context).leftovers(worker.outputs)
     return result
 
 

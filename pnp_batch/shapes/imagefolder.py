@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pnp_batch.errors import disk_errors_named
+from pnp_batch.inputs import ROWS_FILE
 from pnp_batch.media.images import encode_png
 from pnp_batch.shapes.clips import clip, clip_scenes
 from pnp_batch.shapes.scenes import VOCABULARY, caption, random_caption, random_scene, render
 from pnp_batch.store.files import remove_stale_temps, temp_name, write_atomic
 
 MARKER = ".rendering"  # says in a folder what is, or is being, rendered there
-ROWS = "metadata.jsonl"
 NAMING = ("file_name", "mask_file_name", "masks")  # what names files or folders in a row
 
 
@@ -31,9 +31,9 @@ def begun(folder: Path) -> str | None:
 
 def is_whole(folder: Path) -> bool:
     """Whether a rendering came to its end, its metadata being written last, and nothing was removed since."""
-    if not (folder / ROWS).is_file():
+    if not (folder / ROWS_FILE).is_file():
         return False
-    rows = map(json.loads, (folder / ROWS).read_text().splitlines())
+    rows = map(json.loads, (folder / ROWS_FILE).read_text().splitlines())
     return all((folder / row[name]).exists() for row in rows for name in NAMING if name in row)
 
 
@@ -74,7 +74,7 @@ def write_scenes(folder: Path, count: int, seed: int = 0, size: int = 64) -> Ite
             texts = {"caption": caption(scene), "wording": random_caption(scene, number)}
             rows.append({"file_name": f"images/{name}", "mask_file_name": f"masks/{name}", **texts, **words, **pose})
             yield name
-        write_atomic(folder / ROWS, _lines(rows))
+        write_atomic(folder / ROWS_FILE, _lines(rows))
 
 
 def write_clips(
@@ -115,7 +115,7 @@ def write_clips(
             }
             rows.append({**about, **words, "motion": made.motion.tolist()})
             yield name
-        write_atomic(folder / ROWS, _lines(rows))
+        write_atomic(folder / ROWS_FILE, _lines(rows))
 
 
 def _encode(path: Path, frames: npt.NDArray[np.uint8], fps: int) -> None:

@@ -123,6 +123,10 @@ class Outputs:
         """The rows of `metadata.jsonl` so far."""
         return self._file.read()
 
+    def row_count(self) -> int:
+        """How many rows there are so far."""
+        return sum(1 for _ in self.rows())
+
 
 class RowFile:
     """A JSON-lines file that only grows, one write a row; a line torn by a kill is cut off when it is opened again."""

@@ -17,7 +17,8 @@ from running import TINY_SD, Project, program
 from typer.testing import CliRunner
 
 from pnp_batch.checkpoint import resolve
-from pnp_batch.cli import _conclude, app
+from pnp_batch.cli import app
+from pnp_batch.cli.run import conclude
 from pnp_batch.engines.run import Summary
 from pnp_batch.manifest import load_manifest
 from pnp_batch.plan import Plan
@@ -705,6 +706,6 @@ def test_a_run_that_leaves_a_result_undone_without_a_failure_is_no_success(
     plan = Plan(manifest, resolve(manifest.model, manifest.base))
     counted = dict.fromkeys(("failed", "inverted", "translated", "rows", "passed", "saved", "flagged", "not_judged"), 0)
     summary = Summary(translations=4, done=3, seconds=1.0, corrupt=(), **counted)
-    assert _conclude(plan, summary, complete=True) == 1
+    assert conclude(plan, summary, complete=True) == 1
     assert "1 result is not there" in capsys.readouterr().err
-    assert _conclude(plan, summary, complete=False) == 0
+    assert conclude(plan, summary, complete=False) == 0

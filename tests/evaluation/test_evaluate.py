@@ -260,9 +260,10 @@ def test_unknown_words_are_mistakes_in_the_manifest(project: Project) -> None:
 
 def test_a_file_that_cannot_be_written_is_said_before_the_work(project: Project) -> None:
     (project.folder / "file").write_text("")
-    for name, said in ((".", "is a folder; name a file"), ("file/scores.json", "is no folder to write to")):
+    for name in (".", "file/scores.json"):
         project.write(INPUTS, evaluation={"metrics": ["psnr"]})
-        assert said in " ".join(project.pnp("evaluate", "--json", str(project.folder / name), code=2).split())
+        said = project.pnp("evaluate", "--json", str(project.folder / name), code=2)
+        assert "cannot be a file: name one in a folder" in " ".join(said.split())
     assert not (project.store / "evaluate").exists()
 
 

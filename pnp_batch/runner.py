@@ -22,7 +22,8 @@ from pnp_batch.stages.batches import MAX_BATCH, at_most
 from pnp_batch.stages.outputs import Outputs, Rows
 from pnp_batch.stages.parts import parts
 from pnp_batch.stages.quality import PASSED, Rule
-from pnp_batch.stages.work import Banks, Context, Events, Item, Unit, items_of
+from pnp_batch.stages.remembered import Banks
+from pnp_batch.stages.work import Context, Events, Item, Unit, items_of
 from pnp_batch.store import ArtifactStore, DigestCache
 from pnp_batch.store.artifacts import CorruptArtifact
 from pnp_batch.store.keys import key_of

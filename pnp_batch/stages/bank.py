@@ -10,18 +10,18 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pnp_batch import interrupts
 from pnp_batch.diffusion.guidance import injected_steps
 from pnp_batch.methods import METHODS
 from pnp_batch.stages.batches import Group, at_most, attempt
 from pnp_batch.stages.groups import groups, method_of, sources_of
+from pnp_batch.stages.remembered import Costs, Place
 from pnp_batch.stages.work import Context, Item, described
 from pnp_batch.store import Artifact
-from pnp_batch.store.disk import Bandwidth, bandwidth, make_room, mark_used
+from pnp_batch.store.disk import bandwidth, make_room, mark_used
 from pnp_batch.store.keys import key_of
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ STAGE = "bank"
 VERSION = 1  # part of every key: raise it when the same trajectory gives other features
 
 HEADER_BYTES = 100  # that a safetensors header takes for each array
-
-Place = Literal["off", "memory", "disk"]
 
 
 def run(context: Context, items: Sequence[Item]) -> None:
@@ -197,36 +195,6 @@ def bank_key(item: Item) -> str:
             "compression": item.context.banks.compression,
         }
     )
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What the source features of one guidance image cost.
-
-    Attributes:
-        seconds: Of its source pass at all steps, in the batch it shares.
-        size: Of its bank, in bytes.
-        disk: Of the store.
-    """
-
-    seconds: float
-    size: int
-    disk: Bandwidth
-
-    @property
-    def read_seconds(self) -> float:
-        """Of reading its bank."""
-        return self.size / self.disk.read
-
-    @property
-    def write_seconds(self) -> float:
-        """Of writing its bank."""
-        return self.size / self.disk.write
-
-    @property
-    def choice(self) -> Place:
-        """Where to take features from that lie on the disk already."""
-        return "disk" if self.read_seconds < self.seconds else "off"
 
 
 def costs(context: Context, item: Item, rows: int) -> Costs:

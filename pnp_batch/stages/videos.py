@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from itertools import islice
@@ -34,6 +34,7 @@ from pnp_batch.media.encode import (
 )
 from pnp_batch.media.images import Pixels
 from pnp_batch.plan import Job, noted_digest
+from pnp_batch.stages.remembered import Reel
 from pnp_batch.stages.work import Context, Item, Unit, items_of
 from pnp_batch.store import Artifact, canonical_json
 from pnp_batch.store.artifacts import CorruptArtifact
@@ -45,22 +46,6 @@ MOTION_VERSION = 2  # part of the key of every video that is steadied: raise it 
 PREVIEW_SIDE = 320  # pixels; sharp at the report's 192 CSS pixels
 PREVIEW_FRAMES = 240  # of a longer clip the beginning is shown
 PREVIEW_CRF = 24
-
-
-@dataclass
-class Reel:
-    """What a worker knows of one video for one prompt, so that it looks at every window once.
-
-    Attributes:
-        windows: Of windows all of whose frames are there their results' keys, by the place of the first frame; empty again
-            once the video is named or written, since the keys of long clips would fill memory.
-        name: Of the video in the output folder, once all frames are known to be there.
-        is_written: Whether the video itself is there.
-    """
-
-    windows: dict[int, tuple[str, ...]] = field(default_factory=dict)
-    name: str | None = None
-    is_written: bool = False
 
 
 def run(context: Context, items: Sequence[Item]) -> None:

@@ -24,17 +24,15 @@ from pnp_batch.methods import METHODS
 from pnp_batch.plan import Job, noted_digest, trajectory_key, translation_key, unit_id
 from pnp_batch.stages.batches import automatic_batch
 from pnp_batch.stages.quality import Rule, Verdict
+from pnp_batch.stages.remembered import Banks, Reel
 from pnp_batch.store import Artifact, ArtifactStore, DigestCache
 from pnp_batch.store.artifacts import CorruptArtifact
 from pnp_batch.store.checkpoints import LoopCheckpoint
 from pnp_batch.store.keys import key_of, sha256
 
 if TYPE_CHECKING:
-    from pnp_batch.diffusion.banks import MemoryBank
     from pnp_batch.diffusion.model import DiffusionModel
-    from pnp_batch.stages.bank import Costs
     from pnp_batch.stages.outputs import Outputs
-    from pnp_batch.stages.videos import Reel
 
 
 READ = "read"  # what decoding guidance pictures is called in the ledger and in failure lists
@@ -51,25 +49,6 @@ class Events(Protocol):
 
     def note(self, message: str) -> None:
         """Something a person should know."""
-
-
-@dataclass(frozen=True)
-class Banks:
-    """Where a worker takes source features from (`stages/bank.py`).
-
-    Attributes:
-        mode: `auto`, `memory`, `disk` or `off`.
-        compression: How features are packed: `none`, `int8` or `fp8`.
-        budget: Bytes that all banks on disk may take; None for no limit.
-        remembered: The banks in memory, least recently used first.
-        costs: What was measured.
-    """
-
-    mode: str = "auto"
-    compression: str = "none"
-    budget: int | None = None
-    remembered: dict[str, MemoryBank] = field(default_factory=dict)
-    costs: dict[Any, Costs] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from running import Project
+from running import Project, program
 from safetensors.numpy import save_file
 from tiny_sdxl import write_tiny_sdxl
 
@@ -408,6 +408,25 @@ def test_a_download_that_was_broken_off_is_no_wrong_model(cache, tiny_sd):
     assert answer["error"] == EnvironmentFailure.__name__
     assert "not complete: no diffusion_pytorch_model.safetensors" in answer["text"]
     assert "prefetch" in answer["text"]
+
+
+def test_verbs_that_only_look_fetch_nothing(cache: Cache, tiny_sd: Path, tmp_path: Path) -> None:
+    """Else a report of results that were copied here would download gigabytes."""
+    snapshot = cache.add("owner/name", tiny_sd)
+    project = Project(tmp_path)
+    picture, size = project.picture("a.png"), {"num_inference_steps": 2, "num_inversion_steps": 2}
+    project.write([{"image": picture, "prompts": ["a cat"]}], defaults=size, model="owner/name")
+    hub = {"HF_HUB_CACHE": str(cache.root), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    subprocess.run(program("run", str(project.manifest)), env=os.environ | hub, check=True, capture_output=True)
+    (snapshot / "unet/diffusion_pytorch_model.safetensors").unlink()
+    said = {}
+    for verb in ("status", "report", "prune", "store gc --unused", "validate"):
+        run = subprocess.run(
+            program(*verb.split(), str(project.manifest)), env=os.environ | hub, capture_output=True, text=True
+        )
+        said[verb] = (run.returncode, "nothing is fetched just to look" in run.stderr)
+    looking = dict.fromkeys(("status", "prune", "store gc --unused"), (3, True))
+    assert said == looking | {"report": (0, True), "validate": (3, False)}
 
 
 def test_a_model_of_another_family_is_refused_before_its_weights_are_fetched(cache, tiny_sd):

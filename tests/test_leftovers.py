@@ -39,6 +39,12 @@ def test_results_whose_prompt_left_the_manifest_are_counted_marked_and_removed(p
     assert project.progress()["rows"] == 0 and project.pictures() == everything
 
 
+def test_looking_for_leftovers_makes_no_folder(project: Project) -> None:
+    project.write([{"image": project.picture("a.png"), "prompts": PROMPTS}])
+    assert "would remove 0 results" in project.pnp("prune", "--dry-run")
+    assert not project.output.exists()
+
+
 def test_what_is_asked_for_stays_whoever_made_it(project: Project) -> None:
     """Other dtypes, attempts of the quality gate, generated pictures, sizes and layers that the model decides."""
     inputs = [

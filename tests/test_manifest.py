@@ -12,9 +12,6 @@ from hypothesis import strategies as st
 
 from pnp_batch.errors import ManifestError, Problem
 from pnp_batch.manifest import (
-    GENERATE_ALIASES,
-    INPUT_ALIASES,
-    SETTING_ALIASES,
     InputSpec,
     Manifest,
     Row,
@@ -23,6 +20,7 @@ from pnp_batch.manifest import (
     prompt_from_row,
     settings_from,
 )
+from pnp_batch.manifest.keys import GENERATE_ALIASES, INPUT_ALIASES, SETTING_ALIASES
 
 HEAD = "model: some/model\noutput_dir: out\n"
 INPUTS = "inputs:\n- image: a.png\n  prompts: [a cat]\n"

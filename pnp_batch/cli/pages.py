@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pnp_batch.cli.plans import planned, worker_of
+from pnp_batch.cli.plans import plan_there, worker_of
 from pnp_batch.cli.verb import say
 from pnp_batch.errors import EnvironmentFailure, ManifestError
 from pnp_batch.names import counted
@@ -29,7 +29,7 @@ def renewed_report(manifest: Manifest, plan: Plan | None = None, there: int = 0)
     wanted = EVERYTHING
     if outputs.row_count() > there:
         try:
-            wanted = wanted_by(plan or planned(manifest, quiet=True))
+            wanted = wanted_by(plan or plan_there(manifest, fetch=False))
         except (ManifestError, EnvironmentFailure) as error:  # the page is of use without pictures or model, too
             say(f"results that are no longer in the manifest are not marked, since they cannot be told:\n{error}")
     # Absolute: the page's commands are pasted wherever a person happens to be.

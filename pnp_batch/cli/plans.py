@@ -22,24 +22,29 @@ def load(path: Path, engine: str | None = None, devices: str | None = None) -> M
     return load_manifest(path).with_run({k: v for k, v in (("engine", engine), ("devices", devices)) if v is not None})
 
 
-def checkpoint_of(manifest: Manifest) -> Checkpoint:
+def checkpoint_of(manifest: Manifest, *, fetch: bool = True) -> Checkpoint:
     """The model's files; that there are none is said at the line of the manifest."""
     from pnp_batch.checkpoint import resolve
 
     try:
         return resolve(
-            manifest.model, manifest.base, revision=manifest.revision, variant=manifest.variant, config=manifest.config
+            manifest.model,
+            manifest.base,
+            revision=manifest.revision,
+            variant=manifest.variant,
+            config=manifest.config,
+            fetch=fetch,
         )
     except ModelError as error:
         raise ManifestError([manifest.problem(("model",), str(error))]) from error
 
 
-def check_all(manifest: Manifest, quiet: bool = False) -> tuple[Checkpoint, Checked]:
+def check_all(manifest: Manifest, *, quiet: bool = False, fetch: bool = True) -> tuple[Checkpoint, Checked]:
     """The model, and what the manifest names; whatever is wrong with either is said at once."""
     from pnp_batch.plan import check, problems_without_model
 
     try:
-        checkpoint = checkpoint_of(manifest)
+        checkpoint = checkpoint_of(manifest, fetch=fetch)
     except (ManifestError, EnvironmentFailure) as error:
         others = problems_without_model(manifest)
         if not others:
@@ -53,12 +58,12 @@ def check_all(manifest: Manifest, quiet: bool = False) -> tuple[Checkpoint, Chec
     return checkpoint, checked
 
 
-def planned(manifest: Manifest, limit: int | None = None, retry_failed: bool = False, quiet: bool = False) -> Plan:
-    """Checks everything and gives the plan; prints warnings unless `quiet`."""
+def planned(manifest: Manifest, limit: int | None = None, retry_failed: bool = False) -> Plan:
+    """Checks everything and gives the plan; prints warnings."""
     from pnp_batch.failures import FailureList
     from pnp_batch.plan import Plan
 
-    checkpoint, _ = check_all(manifest, quiet)
+    checkpoint, _ = check_all(manifest)
     only = frozenset(FailureList(manifest).rows) if retry_failed else None
     plan = Plan(manifest, checkpoint, limit, only)
     if only and (strangers := plan.strangers()):
@@ -66,6 +71,14 @@ def planned(manifest: Manifest, limit: int | None = None, retry_failed: bool = F
         what = f"{strangers} of {listed}: no result of this manifest as it is now, and left alone"
         say(f"warning: {what}; a run without --retry-failed makes all that is missing")
     return plan
+
+
+def plan_there(manifest: Manifest, *, fetch: bool = True) -> Plan:
+    """The plan of a manifest whose results are looked at; whoever needs no model but its name in keys does not `fetch` it."""
+    from pnp_batch.plan import Plan
+
+    checkpoint, _ = check_all(manifest, quiet=True, fetch=fetch)
+    return Plan(manifest, checkpoint)
 
 
 def worker_of(plan: Plan) -> Any:

@@ -8,6 +8,7 @@ import operator
 import sys
 import webbrowser
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,7 @@ import typer
 
 from pnp_batch.cli.pages import renewed_report, wanted_by
 from pnp_batch.cli.paths import check_file
-from pnp_batch.cli.plans import load, planned, worker_of
+from pnp_batch.cli.plans import load, plan_there, worker_of
 from pnp_batch.cli.verb import OK, ManifestPath, make_console, say, verb
 from pnp_batch.errors import PnpError, disk_errors_named
 from pnp_batch.names import counted
@@ -49,11 +50,11 @@ def prune(
     from pnp_batch.leftovers import remove
     from pnp_batch.stages.outputs import Outputs
 
-    plans = [planned(load(path), quiet=True) for path in manifests]
+    plans = [plan_there(load(path), fetch=False) for path in manifests]
     outputs, count = Outputs(plans[0].manifest.output), 0
     if any(plan.manifest.output != outputs.root for plan in plans):
         raise typer.BadParameter("these manifests do not write into one folder", param_hint="MANIFEST...")
-    with only_run(outputs.root):
+    with nullcontext() if dry_run else only_run(outputs.root):
         wanted = functools.reduce(operator.or_, map(wanted_by, plans))
         for row in filter(wanted.lacks, outputs.rows()):
             print(f"{row['file_name']} ({row['source']}: '{row['prompt']}')")
@@ -83,7 +84,7 @@ def evaluate(
 
     if json_file is not None:
         check_file(json_file, "--json")
-    plan = as_last_run(planned(load(manifest), quiet=True))
+    plan = as_last_run(plan_there(load(manifest)))
 
     from pnp_batch.evaluation.scores import scores  # seconds of torch, once there is something to do
     from pnp_batch.evaluation.summary import by_method, method_table, pie_table, reasons
@@ -143,7 +144,7 @@ def inspect(
 
     if what not in ABOUT:
         raise typer.BadParameter(f"'{what}' is not one of {', '.join(ABOUT)}", param_hint="WHAT")
-    plan = as_last_run(planned(load(manifest), quiet=True))
+    plan = as_last_run(plan_there(load(manifest)))
     at = _layers(what, layers, plan)
 
     from pnp_batch.inspection import page, sheets  # seconds of torch, once there is something to do

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pnp_batch.cli.plans import load, planned, worker_of
+from pnp_batch.cli.plans import load, plan_there, worker_of
 from pnp_batch.cli.verb import OK, SOME_FAILED, ManifestPath, say, verb
 from pnp_batch.names import counted
 
@@ -82,7 +82,7 @@ def gc(
 
 
 def _keys(manifest: Manifest, keys_in_use: Callable[..., Any]) -> Any:
-    plan = planned(manifest, quiet=True)
+    plan = plan_there(manifest, fetch=False)
     return keys_in_use(plan, worker_of(plan))
 
 

@@ -57,7 +57,7 @@ def load_parts(checkpoint: Checkpoint, dtype: torch.dtype) -> Parts:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        models = _from_file(checkpoint) if checkpoint.single_file else _from_folder(checkpoint, dtype)
+        models = (_from_file if checkpoint.single_file else _from_folder)(checkpoint, dtype)
         return Parts(**models, scheduler=DDIMScheduler.from_pretrained(checkpoint.configs / "scheduler"))
     except ModelError:
         raise
@@ -83,17 +83,18 @@ def _from_folder(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Any]:
     return models
 
 
-def _from_file(checkpoint: Checkpoint) -> dict[str, Any]:
-    """In float32, whatever is wanted: the loader knows one dtype for all, and would round the VAE's weights."""
+def _from_file(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, Any]:
+    """The VAE by itself: the loader of whole pipelines knows one dtype for all, and would round its weights."""
     family = checkpoint.family
     kind, others = PIPELINES[family.name]
+    where = {"config": str(checkpoint.configs), "local_files_only": True}
     pipeline = kind.from_single_file(
         str(checkpoint.weights),
-        config=str(checkpoint.configs),
-        dtype=torch.float32,
-        local_files_only=True,
+        vae=AutoencoderKL.from_single_file(str(checkpoint.weights), subfolder="vae", dtype=torch.float32, **where),
+        dtype=dtype,
         feature_extractor=None,
         image_encoder=None,
+        **where,
         **others,
     )
     models = {name: getattr(pipeline, name) for name in family.networks}

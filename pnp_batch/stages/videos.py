@@ -327,13 +327,20 @@ def _settings(video: _Video) -> dict[str, Any]:
 
 
 def _figures(errors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The inversion's figures: means over the frames, and the reconstruction error of each."""
-    means = {}
-    for name, value in errors[0].items():
-        values = [error[name] for error in errors if error[name] is not None]
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        means[name] = round(fmean(values), 4) if is_number and values else value
-    return means | {"frame_reconstruction_psnr": [error["reconstruction_psnr"] for error in errors]}
+    """The inversion's figures: what each means for a video, and the reconstruction error of every frame."""
+    figures = {name: _over_frames([error[name] for error in errors if error[name] is not None]) for name in errors[0]}
+    return figures | {"frame_reconstruction_psnr": [error["reconstruction_psnr"] for error in errors]}
+
+
+def _over_frames(values: Sequence[Any]) -> Any:
+    """The mean of numbers, whether a flag is set anywhere, all words that occur; None where no frame says anything."""
+    if not values:
+        return None
+    if isinstance(values[0], bool):
+        return any(values)
+    if isinstance(values[0], str):
+        return ", ".join(sorted(set(values)))
+    return round(fmean(values), 4)
 
 
 def _file_digest(context: Context, path: Path) -> str:

@@ -19,6 +19,7 @@ from tiny_sdxl import write_tiny_sdxl
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from pnp_batch.checkpoint import Schedule, resolve
+from pnp_batch.diffusion.loading import load_parts
 from pnp_batch.diffusion.model import DiffusionModel, load_model, pick_device
 from pnp_batch.errors import EnvironmentFailure, ModelError
 from pnp_batch.manifest import RunSpec
@@ -107,6 +108,11 @@ def test_half_precision_spares_the_vae(tiny, tiny_sd):
 def test_a_single_file_gives_the_very_weights_of_the_folder(single_file, tiny_sd, dtype):
     """In half precision too, where the loader for single files would round the VAE."""
     assert same_models(load(single_file, dtype, config=str(tiny_sd)), load(tiny_sd, dtype)) == ALL_THE_SAME
+
+
+def test_a_single_file_is_not_read_in_twice_the_memory(single_file, tiny_sd):
+    parts = load_parts(resolve(str(single_file), Path("/"), config=str(tiny_sd)), torch.float16)
+    assert [part.dtype for part in (parts.unet, parts.text_encoder, parts.vae)] == [torch.float16] * 2 + [torch.float32]
 
 
 def test_a_single_file_of_the_second_generation_is_loaded_too(sd2, tmp_path):

@@ -10,17 +10,16 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
+from pnp_batch import hub
 from pnp_batch.errors import EnvironmentFailure, ModelError
 from pnp_batch.families import EVERY_COMPONENT, FAMILIES, SD, SDXL, SUPPORTED, WEIGHT_NAMES, Family
 from pnp_batch.manifest import near_file
@@ -365,7 +364,6 @@ def resolve(
     revision: str | None = None,
     variant: str | None = None,
     config: str | None = None,
-    fetch: bool = True,
 ) -> Checkpoint:
     """Finds a model; downloads a hub id that is not in the cache.
 
@@ -375,7 +373,6 @@ def resolve(
         revision: Git revision of a hub id.
         variant: Weight variant, such as `fp16`.
         config: Pipeline folder or hub id to take the configs of a single file from.
-        fetch: Whether the hub may be asked for what is not in the cache.
 
     Raises:
         ModelError: The path or the pipeline cannot be used.
@@ -388,7 +385,7 @@ def resolve(
         raise ModelError(f"there is no {model}; the built-in model is {', '.join(BUILTIN)}")
     path = _path(base, model)
     if os.path.isfile(path):  # noqa: PTH113 - pathlib raises where a name is too long
-        return _single_file(model, path, base, config, fetch)
+        return _single_file(model, path, base, config)
     if os.path.isdir(path):  # noqa: PTH112 - as above
         return _folder(model, path, variant)
     if path.suffix in FILE_SUFFIXES:
@@ -396,10 +393,10 @@ def resolve(
         raise ModelError(f"model '{model}': there is no file {path}{only}{near_file(path)}")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith("."):
         raise ModelError(f"model '{model}': there is no such folder or file ({path}), and it is no hub id (owner/name)")
-    configs = _from_hub(model, revision, CONFIG_PATTERNS, fetch)
+    configs = _from_hub(model, revision, CONFIG_PATTERNS)
     found = Checkpoint(model, configs, configs, variant)
     found.check_family()  # before gigabytes of another family are fetched
-    return _folder(model, _with_weights(found, revision, fetch), variant)
+    return _folder(model, _with_weights(found, revision), variant)
 
 
 def _path(base: Path, written: str) -> Path:
@@ -435,17 +432,17 @@ def _missing_weights(path: Path, family: Family, variant: str | None) -> str:
     return ""
 
 
-def _single_file(name: str, path: Path, base: Path, config: str | None, fetch: bool) -> Checkpoint:
+def _single_file(name: str, path: Path, base: Path, config: str | None) -> Checkpoint:
     if path.suffix != ".safetensors":
         raise ModelError(f"model '{name}': only .safetensors files are read (a .ckpt can run code when it is opened)")
     family, text_width, channels = _kind_of(path)
     if config is not None:
         place = _path(base, config)
-        configs = place if place.is_dir() else _from_hub(config, None, CONFIG_PATTERNS, fetch)
+        configs = place if place.is_dir() else _from_hub(config, None, CONFIG_PATTERNS)
     elif path.with_suffix("").is_dir():
         configs = path.with_suffix("")
     else:
-        configs = _from_hub(_config_id(path, family, text_width), None, CONFIG_PATTERNS, fetch)
+        configs = _from_hub(_config_id(path, family, text_width), None, CONFIG_PATTERNS)
     checkpoint = Checkpoint(name, path, configs)
     checkpoint.check_family()
     unet = checkpoint.unet
@@ -485,39 +482,31 @@ def _config_id(path: Path, family: Family, text_width: int) -> str:
     raise ModelError(f"{path} has text of width {text_width}: name a pipeline folder with its configs as `config:`")
 
 
-def _from_hub(model: str, revision: str | None, patterns: list[str], fetch: bool, *, cached: bool = True) -> Path:
-    """The snapshot folder of a hub id: as it is in the cache if `cached`, else, to `fetch` it, from the network."""
+def _from_hub(
+    model: str, revision: str | None, patterns: list[str], is_whole: Callable[[Path], bool] = Path.is_dir
+) -> Path:
+    """The snapshot folder of a hub id: as it is in the cache, else from the network."""
     try:
-        if cached:
-            return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, local_files_only=True))
-    except HFValidationError as error:
+        return hub.snapshot(model, patterns, is_whole, revision)
+    except hub.NoHubId as error:
         raise ModelError(f"'{model}' is no folder, no file and no hub id: {error}") from error
-    except LocalEntryNotFoundError:
-        pass  # not in the cache: the network is asked next
-    if not fetch:
-        reason = "it is not in the hub's cache, and nothing is fetched just to look"
-        raise EnvironmentFailure(_unavailable(model, revision, reason))
-    try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
-    except Exception as error:  # which ones depends on the HTTP library that the hub's client uses underneath
-        raise EnvironmentFailure(_unavailable(model, revision, str(error) or type(error).__name__)) from error
+    except hub.NotHere as error:
+        raise EnvironmentFailure(_unavailable(model, revision, str(error))) from error
 
 
-def _with_weights(found: Checkpoint, revision: str | None, fetch: bool) -> Path:
+def _with_weights(found: Checkpoint, revision: str | None) -> Path:
     """The snapshot folder of a hub id whose configs were found, with its weights."""
     model, family, variant = found.name, found.family, found.variant
     names = [f"{component}/{_weight_name(component, variant)}" for component in family.networks]
     patterns = [*CONFIG_PATTERNS, *(f"{name}{end}.safetensors" for name in names for end in ("", "-*"))]
-    folder = _from_hub(model, revision, patterns, fetch)
-    if _missing_weights(folder, family, variant):  # in the cache, but not all of it
-        folder = _from_hub(model, revision, patterns, fetch, cached=False)
+    folder = _from_hub(model, revision, patterns, lambda folder: not _missing_weights(folder, family, variant))
     if missing := _missing_weights(folder, family, variant):
         raise EnvironmentFailure(_unavailable(model, revision, f"what was downloaded of it is not complete: {missing}"))
     return folder
 
 
 def _unavailable(model: str, revision: str | None, reason: str) -> str:
-    advice = [f"cannot get model '{model}'{f' at {revision}' if revision else ''}: {reason.splitlines()[0]}"]
+    advice = [f"cannot get model '{model}'{f' at {revision}' if revision else ''}: {reason}"]
     if model in VANISHED:
         advice.append(f"This repository is gone from the hub; its successor is {VANISHED[model]}.")
     advice.append(

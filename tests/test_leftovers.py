@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from running import Project
 
+from pnp_batch.engines.run import only_run
+
 KEY = "0123456789abcdef" * 4
 PROMPTS = ["a bronze statue", "a pink toy"]
 
@@ -39,10 +41,13 @@ def test_results_whose_prompt_left_the_manifest_are_counted_marked_and_removed(p
     assert project.progress()["rows"] == 0 and project.pictures() == everything
 
 
-def test_looking_for_leftovers_makes_no_folder(project: Project) -> None:
-    project.write([{"image": project.picture("a.png"), "prompts": PROMPTS}])
-    assert "would remove 0 results" in project.pnp("prune", "--dry-run")
-    assert not project.output.exists()
+def test_leftovers_can_be_looked_for_while_a_run_is_at_work(project: Project) -> None:
+    picture = project.picture("a.png")
+    project.write([{"image": picture, "prompts": PROMPTS}]).pnp("run")
+    project.write([{"image": picture, "prompts": PROMPTS[:1]}])
+    with only_run(project.output):
+        assert "would remove 1 result" in project.pnp("prune", "--dry-run")
+        assert "another run" in project.pnp("prune", code=3)
 
 
 def test_what_is_asked_for_stays_whoever_made_it(project: Project) -> None:

@@ -1,4 +1,4 @@
-"""The report, written anew by every verb that changes what it shows."""
+"""The report, written anew by every verb that changes what it shows, and what is said of results that were left behind."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pnp_batch.cli.plans import plan_there, worker_of
+from pnp_batch.cli.plans import planned_quietly, worker_of
 from pnp_batch.cli.verb import say
 from pnp_batch.errors import EnvironmentFailure, ManifestError
+from pnp_batch.hub import nothing_downloaded
 from pnp_batch.names import counted
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from pnp_batch.plan import Plan
 
 
-def renewed_report(manifest: Manifest, plan: Plan | None = None, there: int = 0) -> Path:
+@nothing_downloaded()
+def rewrite_report(manifest: Manifest, plan: Plan | None = None, there: int = 0) -> Path:
     """Writes `report.html`, which marks what is no longer in the manifest; `there` of its results are known to be there."""
     from pnp_batch.failures import FailureList
     from pnp_batch.leftovers import EVERYTHING
@@ -29,7 +31,7 @@ def renewed_report(manifest: Manifest, plan: Plan | None = None, there: int = 0)
     wanted = EVERYTHING
     if outputs.row_count() > there:
         try:
-            wanted = wanted_by(plan or plan_there(manifest, fetch=False))
+            wanted = wanted_by(plan or planned_quietly(manifest))
         except (ManifestError, EnvironmentFailure) as error:  # the page is of use without pictures or model, too
             say(f"results that are no longer in the manifest are not marked, since they cannot be told:\n{error}")
     # Absolute: the page's commands are pasted wherever a person happens to be.

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import typer
 
+from pnp_batch.errors import EnvironmentFailure
+
 
 def existing_parent(path: Path) -> Path:
     """The path itself, or the nearest folder above it that is there."""
@@ -27,4 +29,4 @@ def check_file(path: Path, hint: str) -> None:
     if os.path.isdir(path) or not folder.is_dir():  # noqa: PTH112 - as in existing_parent
         raise typer.BadParameter(f"{path} cannot be a file: name one in a folder", param_hint=hint)
     if not os.access(folder, os.W_OK):
-        raise typer.BadParameter(f"{path} cannot be written: {folder} is read-only", param_hint=hint)
+        raise EnvironmentFailure(f"{path} cannot be written: there is no permission to write to {folder}")

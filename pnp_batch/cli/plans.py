@@ -22,29 +22,24 @@ def load(path: Path, engine: str | None = None, devices: str | None = None) -> M
     return load_manifest(path).with_run({k: v for k, v in (("engine", engine), ("devices", devices)) if v is not None})
 
 
-def checkpoint_of(manifest: Manifest, *, fetch: bool = True) -> Checkpoint:
+def checkpoint_of(manifest: Manifest) -> Checkpoint:
     """The model's files; that there are none is said at the line of the manifest."""
     from pnp_batch.checkpoint import resolve
 
     try:
         return resolve(
-            manifest.model,
-            manifest.base,
-            revision=manifest.revision,
-            variant=manifest.variant,
-            config=manifest.config,
-            fetch=fetch,
+            manifest.model, manifest.base, revision=manifest.revision, variant=manifest.variant, config=manifest.config
         )
     except ModelError as error:
         raise ManifestError([manifest.problem(("model",), str(error))]) from error
 
 
-def check_all(manifest: Manifest, *, quiet: bool = False, fetch: bool = True) -> tuple[Checkpoint, Checked]:
+def check_all(manifest: Manifest, *, quiet: bool = False) -> tuple[Checkpoint, Checked]:
     """The model, and what the manifest names; whatever is wrong with either is said at once."""
     from pnp_batch.plan import check, problems_without_model
 
     try:
-        checkpoint = checkpoint_of(manifest, fetch=fetch)
+        checkpoint = checkpoint_of(manifest)
     except (ManifestError, EnvironmentFailure) as error:
         others = problems_without_model(manifest)
         if not others:
@@ -73,16 +68,16 @@ def planned(manifest: Manifest, limit: int | None = None, retry_failed: bool = F
     return plan
 
 
-def plan_there(manifest: Manifest, *, fetch: bool = True) -> Plan:
-    """The plan of a manifest whose results are looked at; whoever needs no model but its name in keys does not `fetch` it."""
+def planned_quietly(manifest: Manifest) -> Plan:
+    """The plan of a manifest whose results are looked at; what is worth a warning was said by the run."""
     from pnp_batch.plan import Plan
 
-    checkpoint, _ = check_all(manifest, quiet=True, fetch=fetch)
+    checkpoint, _ = check_all(manifest, quiet=True)
     return Plan(manifest, checkpoint)
 
 
 def worker_of(plan: Plan) -> Any:
-    """A worker that computes nothing yet, to look at the store with."""
+    """A worker that tells nobody what it does, to look at the store with or to measure."""
     from pnp_batch.runner import Silent, Worker
 
     return Worker(plan.manifest, plan.checkpoint, Silent())

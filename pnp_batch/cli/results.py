@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pnp_batch.cli.pages import renewed_report, wanted_by
+from pnp_batch.cli.pages import rewrite_report, wanted_by
 from pnp_batch.cli.paths import check_file
-from pnp_batch.cli.plans import load, plan_there, worker_of
+from pnp_batch.cli.plans import load, planned_quietly, worker_of
 from pnp_batch.cli.verb import OK, ManifestPath, make_console, say, verb
 from pnp_batch.errors import PnpError, disk_errors_named
+from pnp_batch.hub import nothing_downloaded
 from pnp_batch.names import counted
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def report(
     open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> int:
     """Write report.html anew from what is there."""
-    path = renewed_report(load(manifest))
+    path = rewrite_report(load(manifest))
     print(path)
     if open_it:
         webbrowser.open(path.as_uri())
@@ -39,6 +40,7 @@ def report(
 
 
 @verb
+@nothing_downloaded()
 def prune(
     manifests: Annotated[
         list[Path], typer.Argument(metavar="MANIFEST...", help="All manifests that write into the folder.")
@@ -50,7 +52,7 @@ def prune(
     from pnp_batch.leftovers import remove
     from pnp_batch.stages.outputs import Outputs
 
-    plans = [plan_there(load(path), fetch=False) for path in manifests]
+    plans = [planned_quietly(load(path)) for path in manifests]
     outputs, count = Outputs(plans[0].manifest.output), 0
     if any(plan.manifest.output != outputs.root for plan in plans):
         raise typer.BadParameter("these manifests do not write into one folder", param_hint="MANIFEST...")
@@ -63,7 +65,7 @@ def prune(
             remove(outputs, wanted)
     print(f"{'would remove' if dry_run else 'removed'} {counted(count, 'result')}")
     if count and not dry_run:
-        renewed_report(plans[0].manifest, plans[0])
+        rewrite_report(plans[0].manifest, plans[0])
     return OK
 
 
@@ -84,7 +86,7 @@ def evaluate(
 
     if json_file is not None:
         check_file(json_file, "--json")
-    plan = as_last_run(plan_there(load(manifest)))
+    plan = as_last_run(planned_quietly(load(manifest)))
 
     from pnp_batch.evaluation.scores import scores  # seconds of torch, once there is something to do
     from pnp_batch.evaluation.summary import by_method, method_table, pie_table, reasons
@@ -109,7 +111,7 @@ def evaluate(
             write_atomic(json_file, json.dumps(rows, indent=1, ensure_ascii=False))
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     worker.outputs.write_file(METRICS_FILE, "".join(lines).encode(errors="backslashreplace"))
-    say(f"report with these figures: {renewed_report(plan.manifest, plan)}")
+    say(f"report with these figures: {rewrite_report(plan.manifest, plan)}")
     return OK
 
 
@@ -144,7 +146,7 @@ def inspect(
 
     if what not in ABOUT:
         raise typer.BadParameter(f"'{what}' is not one of {', '.join(ABOUT)}", param_hint="WHAT")
-    plan = as_last_run(plan_there(load(manifest)))
+    plan = as_last_run(planned_quietly(load(manifest)))
     at = _layers(what, layers, plan)
 
     from pnp_batch.inspection import page, sheets  # seconds of torch, once there is something to do

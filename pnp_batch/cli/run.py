@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pnp_batch.cli.estimate import results_of, show_estimate
-from pnp_batch.cli.pages import renewed_report
+from pnp_batch.cli.pages import rewrite_report
 from pnp_batch.cli.paths import check_file
 from pnp_batch.cli.plans import check_all, checkpoint_of, load, planned, worker_of
 from pnp_batch.cli.verb import OK, SOME_FAILED, ManifestPath, make_console, say, verb
@@ -169,7 +169,7 @@ def conclude(plan: Plan, summary: Summary, complete: bool) -> int:
         for what, folder in (("pictures:", manifest.output / "images"), ("videos:", manifest.output / "videos")):
             if folder.exists():
                 print(f"{what:<9} {folder}")
-        print(f"report:   {renewed_report(manifest, plan, summary.done)}")
+        print(f"report:   {rewrite_report(manifest, plan, summary.done)}")
     if summary.failed:
         say(f"what failed and why: {manifest.output / 'failures.jsonl'}")
         say(f"to try just that again: pnp-batch run {shlex.quote(str(manifest.path))} --retry-failed")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from pnp_batch.cli.pages import renewed_report
+from pnp_batch.cli.pages import rewrite_report
 from pnp_batch.cli.paths import check_file, check_folder
 from pnp_batch.cli.plans import load
 from pnp_batch.cli.verb import OK, make_console, say, verb
@@ -175,13 +175,13 @@ def _compared(output: Path, scenes: int, judge: Examined, model: str, steps: int
 
     made = run(output / "methods", cases(scenes), METHODS, view_for(make_console()), judge, model=model, steps=steps)
     figure, above = plots.trade_off(made), margins(made)
-    report = os.path.relpath(renewed_report(load(output / "methods/manifest.yaml")), output)
+    report = os.path.relpath(rewrite_report(load(output / "methods/manifest.yaml")), output)
     page, tables = pages.benchmark_page(made, above, figure, report), pages.benchmark_tables(made, above)
     return _Found(made.rows(), figure, page, tables)
 
 
 def _ablated(output: Path, scenes: int, judge: Examined, model: str, steps: int) -> _Found:
-    """PnP with a part of it left out at a time."""
+    """PnP at other thresholds, layers, inversions and negative prompts."""
     from pnp_batch.monitor import view_for
     from pnp_batch.shapes import pages, plots
     from pnp_batch.shapes.ablations import run_ablations

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pnp_batch.cli.pages import leftovers_named
-from pnp_batch.cli.plans import load, plan_there, worker_of
+from pnp_batch.cli.plans import load, planned_quietly, worker_of
 from pnp_batch.cli.verb import OK, ManifestPath, verb
+from pnp_batch.hub import nothing_downloaded
 from pnp_batch.names import counted
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 
 @verb
+@nothing_downloaded()
 def status(
     manifest: ManifestPath,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
@@ -37,7 +39,7 @@ def status(
     if not exact and not as_json and (last := counted_by_run(loaded)):
         print(f"{manifest}: {_state(last)}\n{_counted(last)}")
     else:
-        plan = as_last_run(plan_there(loaded, fetch=False))
+        plan = as_last_run(planned_quietly(loaded))
         counts, last = survey(plan, worker_of(plan)), progress(loaded.output)
         if as_json:
             print(json.dumps({**asdict(counts), "run": last}, indent=1))

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pnp_batch.cli.plans import load, plan_there, worker_of
+from pnp_batch.cli.plans import load, planned_quietly, worker_of
 from pnp_batch.cli.verb import OK, SOME_FAILED, ManifestPath, say, verb
+from pnp_batch.hub import nothing_downloaded
 from pnp_batch.names import counted
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def verify(manifest: ManifestPath) -> int:
 
 
 @verb
+@nothing_downloaded()
 def gc(
     manifests: Annotated[list[Path], typer.Argument(metavar="MANIFEST...", help="All manifests that use the store.")],
     unused: Annotated[
@@ -82,7 +84,7 @@ def gc(
 
 
 def _keys(manifest: Manifest, keys_in_use: Callable[..., Any]) -> Any:
-    plan = plan_there(manifest, fetch=False)
+    plan = planned_quietly(manifest)
     return keys_in_use(plan, worker_of(plan))
 
 

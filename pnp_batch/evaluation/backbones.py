@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
+from pnp_batch import hub
 from pnp_batch.evaluation.columns import BACKBONES
 from pnp_batch.evaluation.values import Unavailable
 from pnp_batch.manifest import Manifest
@@ -69,19 +67,16 @@ def locate(kind: str, name: str, base: Path, digests: DigestCache) -> Backbone:
 
 
 def _from_hub(kind: str, name: str, path: Path) -> Path:
+    def is_whole(folder: Path) -> bool:
+        return any(folder.glob("*.safetensors")) and all((folder / file).exists() for file in BESIDES[kind])
+
     try:
-        cached = Path(snapshot_download(name, allow_patterns=PATTERNS, local_files_only=True))
-        if any(cached.glob("*.safetensors")) and all((cached / file).exists() for file in BESIDES[kind]):
-            return cached
-    except HFValidationError:
+        return hub.snapshot(name, PATTERNS, is_whole)
+    except hub.NoHubId:
         raise Unavailable(f"there is no {path}, and '{name}' is no hub id (owner/name)") from None
-    except (LocalEntryNotFoundError, OSError):
-        pass  # not cached: the network is asked next, as where a part is missing
-    try:
-        return Path(snapshot_download(name, allow_patterns=PATTERNS))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except hub.NotHere as error:
         raise Unavailable(
-            f"cannot get the weights '{name}': {str(error).splitlines()[0]}. Run once with network, or name a folder"
+            f"cannot get the weights '{name}': {error}. Run once with network, or name a folder"
         ) from error
 
 

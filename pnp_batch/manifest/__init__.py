@@ -5,8 +5,8 @@
 
 from pnp_batch.manifest.document import Loc, near_file
 from pnp_batch.manifest.inputs import PROMPT_FILES, InputSpec, VideoSpec
-from pnp_batch.manifest.reading import Manifest, load_manifest, prompt_from_row, run_from, settings_from
-from pnp_batch.manifest.run import QualitySpec, RunSpec, SlurmSpec, column_of
+from pnp_batch.manifest.quality import QualitySpec, column_of
+from pnp_batch.manifest.run import RunSpec, SlurmSpec
 from pnp_batch.manifest.settings import (
     AUTHORS_INVERSION_STEPS,
     METHODS_OF,
@@ -16,6 +16,7 @@ from pnp_batch.manifest.settings import (
     Settings,
     means_nothing,
 )
+from pnp_batch.manifest.whole import Manifest, load_manifest, prompt_from_row, run_from, settings_from
 
 __all__ = [
     "AUTHORS_INVERSION_STEPS",

@@ -39,7 +39,7 @@ AS_FRACTION = "as a fraction of them (40 of 50 is 0.8)"
 SHARES_OF_STEPS = ("pnp_f_t", "pnp_attn_t", "sdedit_strength", "p2p_cross_replace", "p2p_self_replace")
 
 # Keys people bring from elsewhere that have no equal here, and what to write instead.
-HINTS = {
+FOREIGN_KEYS = {
     "strength": "PnP has no strength: how much of the source is kept is set by pnp_f_t and pnp_attn_t (0 to 1 each); "
     "with `method: sdedit` write sdedit_strength",
     "feature_injection_threshold": f"it counts steps; write pnp_f_t {AS_FRACTION}",

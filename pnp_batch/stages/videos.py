@@ -327,19 +327,20 @@ def _settings(video: _Video) -> dict[str, Any]:
 
 
 def _figures(errors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The inversion's figures: what each means for a video, and the reconstruction error of every frame."""
-    figures = {name: _over_frames([error[name] for error in errors if error[name] is not None]) for name in errors[0]}
+    """The inversion's figures: means over the frames that have them, and the reconstruction error of every frame."""
+    given = {name: [error[name] for error in errors if error[name] is not None] for name in errors[0]}
+    figures = {name: _over_frames(name, values) if values else None for name, values in given.items()}
     return figures | {"frame_reconstruction_psnr": [error["reconstruction_psnr"] for error in errors]}
 
 
-def _over_frames(values: Sequence[Any]) -> Any:
-    """The mean of numbers, whether a flag is set anywhere, all words that occur; None where no frame says anything."""
-    if not values:
-        return None
-    if isinstance(values[0], bool):
-        return any(values)
-    if isinstance(values[0], str):
+def _over_frames(name: str, values: Sequence[Any]) -> Any:
+    """What holds of a video: what is worse for a frame is so for all of it."""
+    if name == "inverted_by":
         return ", ".join(sorted(set(values)))
+    if name == "inversion_converged":
+        return all(values)
+    if name == "reconstruction_is_estimated":
+        return any(values)
     return round(fmean(values), 4)
 
 

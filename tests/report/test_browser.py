@@ -8,10 +8,13 @@ import shutil
 import subprocess
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any
+from queue import Empty, SimpleQueue
+from tempfile import TemporaryFile, mkdtemp
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -42,7 +45,7 @@ def browse(page: Path, *flags: str) -> str:
 
 
 def _chromium(page: Path, *flags: str) -> list[str]:
-    return [str(CHROMIUM), *FLAGS, f"--user-data-dir={page.parent / 'profile'}", *flags, page.as_uri()]
+    return [str(CHROMIUM), *FLAGS, f"--user-data-dir={mkdtemp(dir=page.parent)}", *flags, page.as_uri()]
 
 
 def drive(run: Run, script: str, *flags: str) -> Any:
@@ -63,18 +66,11 @@ def drive(run: Run, script: str, *flags: str) -> Any:
     with _Listener() as listener:
         driver = f"""<script>(async () => {{ let answer; {helpers}
           try {{ await loaded; {script} }} catch (e) {{ answer = String(e); }}
-          fetch("{listener.url}", {{method: "POST", mode: "no-cors", body: JSON.stringify(answer)}}); }})();</script>"""
+          fetch("{listener.url}", {{method: "POST", mode: "no-cors", body: JSON.stringify(answer ?? null)}}); }})();</script>"""
         copy = run.outputs.root / "driven.html"
         without_policy = re.sub(r"<meta http-equiv[^>]*>", "", text, count=1)
         copy.write_text(without_policy.replace("</body>", f"{driver}</body>"), encoding="utf-8")
-        browser = subprocess.Popen(  # with a port to debug it, it stays until it is stopped
-            _chromium(copy, "--remote-debugging-port=0", *flags), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        try:
-            return listener.heard(seconds=120)
-        finally:
-            browser.terminate()
-            browser.wait()
+        return listener.heard(_chromium(copy, "--remote-debugging-port=0", *flags))  # else it would leave at once
 
 
 class _Listener(ThreadingHTTPServer):
@@ -86,12 +82,34 @@ class _Listener(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}/"
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
-    def heard(self, seconds: float) -> Any:
-        return self.answers.get(timeout=seconds)
+    def heard(self, command: list[str], seconds: int = 120) -> Any:
+        """What a page answers that a browser opens."""
+        with TemporaryFile("w+") as said, _running(command, said) as browser:
+            for _ in range(seconds):
+                with suppress(Empty):
+                    return self.answers.get(timeout=1)
+                if browser.poll() is not None:
+                    break
+            said.seek(0)
+            pytest.fail(f"the page's script did not run to its end; the browser said: {said.read()}")
 
     def __exit__(self, *args: object) -> None:
         self.shutdown()
         super().__exit__(*args)
+
+
+@contextmanager
+def _running(command: list[str], said: IO[str]) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 class _Answer(BaseHTTPRequestHandler):

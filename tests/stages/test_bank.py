@@ -16,7 +16,8 @@ from pnp_batch.checkpoint import resolve
 from pnp_batch.manifest import load_manifest
 from pnp_batch.plan import Plan
 from pnp_batch.runner import Silent, Worker
-from pnp_batch.stages.bank import Costs, costs
+from pnp_batch.stages.bank import costs
+from pnp_batch.stages.remembered import Costs
 from pnp_batch.stages.work import Item
 from pnp_batch.store.disk import Bandwidth
 

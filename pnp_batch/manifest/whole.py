@@ -18,8 +18,9 @@ from pnp_batch.errors import ManifestError, Problem
 from pnp_batch.manifest.document import Loc, node_at, parse_yaml, problem_at, read_text
 from pnp_batch.manifest.fields import Name, Value, empty_for_nothing
 from pnp_batch.manifest.inputs import InputSpec
-from pnp_batch.manifest.keys import AS_FRACTION, HINTS, INPUT_ALIASES, SHARES_OF_STEPS, TOP_ALIASES
-from pnp_batch.manifest.run import EvaluationSpec, QualitySpec, RaySpec, RunSpec, SlurmSpec, column_of
+from pnp_batch.manifest.keys import AS_FRACTION, FOREIGN_KEYS, INPUT_ALIASES, SHARES_OF_STEPS, TOP_ALIASES
+from pnp_batch.manifest.quality import EvaluationSpec, QualitySpec, column_of
+from pnp_batch.manifest.run import RaySpec, RunSpec, SlurmSpec
 from pnp_batch.manifest.settings import GenerateSpec, PromptSpec, Row, Settings, means_nothing
 
 MAX_SHOWN = 60
@@ -261,7 +262,7 @@ def _other_bounds() -> Iterator[tuple[str, str]]:
             yield f"{other}_{column_of(name)}", f"{side} is better: {name}"
 
 
-_HINTS = HINTS | dict(_other_bounds())
+_HINTS = FOREIGN_KEYS | dict(_other_bounds())
 
 _MAPPINGS: dict[str, type[Value]] = {
     "defaults": Settings,

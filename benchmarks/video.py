@@ -301,6 +301,9 @@ def cost(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+TALLEST = 1.5  # bars of the plot end there, and say how far they would go
+
+
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Warp errors of every clip as bars, in percent of frame by frame, as PNG."""
     from PIL import ImageDraw
@@ -318,7 +321,8 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     width, height, left, bottom = max(124 * len(clips) + 80, 820), 320, 60, 40
     picture = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(picture)
-    full = (height - bottom - 50) / max(share.values())
+    tallest = min(max(share.values()), TALLEST)
+    full = (height - bottom - 60) / tallest
     for line in (0, 0.5, 1):
         y = height - bottom - line * full
         draw.line([(left, y), (width - 20, y)], fill=(120, 120, 120) if line == 0.5 else (220, 220, 220))
@@ -326,8 +330,10 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     for n, name in enumerate(clips):
         for m, (mode, colour) in enumerate(colours.items()):
             x = left + 14 + 124 * n + 22 * m
-            y = height - bottom - share[name, mode] * full
+            y = height - bottom - min(share[name, mode], tallest) * full
             draw.rectangle([x, y, x + 18, height - bottom], fill=colour)
+            if share[name, mode] > tallest:
+                draw.text((x - 4, y - 13), f"{share[name, mode]:.0%}", fill="black")
         draw.text((left + 14 + 124 * n, height - bottom + 8), name[:12], fill="black")
     for m, (mode, colour) in enumerate(colours.items()):
         begin = left + 50 + 140 * m

@@ -30,6 +30,8 @@ mpl.rcParams.update(
     {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
 )
 
+HIGHEST = 0.985  # a label of the trade-off plot, in its data
+
 
 def trade_off(bench: Bench) -> bytes:
     """Structure against text, one point per setting with its 95% intervals over scenes, and the baselines' curves."""
@@ -111,7 +113,7 @@ def _label(axes: Axes, rows: Sequence[tuple[Setting, dict[str, Any]]]) -> None:
 
 
 def _apart(heights: Sequence[float], gap: float) -> list[float]:
-    """Falling heights moved as little as need be so that each is a gap below the one before it."""
+    """Falling heights moved as little as need be so that each is a gap below the one before it, and all below the title."""
     groups: list[list[float]] = []  # of neighbours that touch; each lies around its own mean
     for height in heights:
         groups.append([height])
@@ -121,7 +123,7 @@ def _apart(heights: Sequence[float], gap: float) -> list[float]:
 
 
 def _top(group: Sequence[float], gap: float) -> float:
-    return sum(group) / len(group) + gap * (len(group) - 1) / 2
+    return min(sum(group) / len(group) + gap * (len(group) - 1) / 2, HIGHEST)
 
 
 def _bottom(group: Sequence[float], gap: float) -> float:

@@ -122,6 +122,7 @@ def test_labels_are_moved_apart_and_no_further() -> None:
     placed = plots._apart([0.9, 0.5, 0.5, 0.49, 0.1], 0.03)
     assert (placed[0], placed[-1]) == (0.9, 0.1)
     assert placed[1:4] == pytest.approx([0.5267, 0.4967, 0.4667], abs=1e-4)
+    assert plots._apart([0.97, 0.97, 0.96, 0.5], 0.03) == pytest.approx([0.985, 0.955, 0.925, 0.5])  # below the title
 
 
 def test_no_label_lies_over_another_though_all_points_lie_at_one_place() -> None:

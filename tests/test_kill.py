@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -124,5 +126,21 @@ def test_a_full_disk_ends_with_a_clear_message_and_an_intact_store(project: Proj
         (project.output / "ballast").unlink()
         project.pnp("run")
         assert project.pictures() == undisturbed.pictures()
+    finally:
+        subprocess.run(["umount", "-l", str(project.output)], check=True)
+
+
+@pytest.mark.slow
+def test_results_that_may_not_be_written_to_can_be_looked_at(project: Project, tiny_sd: Path) -> None:
+    """As those of a colleague, whose cache does not know the digests of a model that lies elsewhere here."""
+    small_disk(project.output, 20)
+    try:
+        inputs = [{"image": "0.png"} | INPUTS[0]]
+        project.write(inputs).pnp("run")
+        subprocess.run(["mount", "-o", "remount,ro", str(project.output)], check=True)
+        project.write(inputs, model=str(shutil.copytree(tiny_sd, project.folder / "model")))
+        assert json.loads(project.pnp("status", "--json"))["assembled"] == len(project.pictures())
+        assert "would remove 0 results" in project.pnp("prune", "--dry-run")
+        assert "Read-only file system" in project.pnp("run", code=3)
     finally:
         subprocess.run(["umount", "-l", str(project.output)], check=True)

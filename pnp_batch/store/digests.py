@@ -5,12 +5,16 @@ One tiny file an entry: appends to one shared file are not safe on a network fil
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
 from pnp_batch.errors import disk_errors_named
 from pnp_batch.store.files import write_atomic
 from pnp_batch.store.keys import key_of, sha256
+
+# Who only looks at another's results needs no cache; who is to make some is told by the first artifact that cannot be written.
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class DigestCache:
@@ -53,7 +57,11 @@ class DigestCache:
 
     def _write(self, entry: Path, digest: str) -> None:
         with disk_errors_named(f"to {self.root}"):
-            write_atomic(entry, f"{digest} {_seal(entry, digest)}", temp_in=self.root)
+            try:
+                write_atomic(entry, f"{digest} {_seal(entry, digest)}", temp_in=self.root)
+            except OSError as error:
+                if error.errno not in READ_ONLY:
+                    raise
 
 
 def _read(entry: Path) -> str | None:

@@ -8,7 +8,7 @@ result.image.save("statue.png")
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,8 @@ class Translation:
 
     image: Image.Image
     source: Image.Image
-    inversion: dict[int, Tensor]
-    sampling: dict[int, Tensor]
+    inversion: dict[int, Tensor] = field(repr=False)
+    sampling: dict[int, Tensor] = field(repr=False)
 
 
 def translate(

@@ -11,11 +11,13 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import count
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import TypeAdapter
 
 from pnp_batch import clips
@@ -42,7 +44,8 @@ INVERSION_SETTINGS = (*SHARED_INVERSION_SETTINGS, "inversion_prompt")
 TRAJECTORY_SETTINGS = ("height", "width", "num_inference_steps", *INVERSION_SETTINGS)
 GUIDANCE_SETTINGS = ("guidance_scale", "negative_prompt", "negative_alpha", "negative_schedule")
 
-FIXED_POINT_CALLS = 1.2  # UNet rows a step, measured on the built-in model (docs/performance.md)
+# UNet rows of a fixed-point inversion by sampling steps, measured on the built-in model (docs/performance.md).
+FIXED_POINT_ROWS = {2: 14, 3: 24, 4: 28, 6: 34, 10: 41, 20: 51, 50: 61, 100: 106}
 
 Size = tuple[int, int]
 
@@ -231,9 +234,17 @@ def _trajectory_rows(job: Job, schedule: Schedule) -> int:
     if job.source.generate is not None:
         return (job.own_steps or steps) * (1 if job.source.generate.guidance_scale in (0, 1) else 2)
     if job.settings.inversion_method == "fixed-point":
-        return round(steps * FIXED_POINT_CALLS)
+        return _fixed_point_rows(steps)
     # The round trip that measures the reconstruction error is part of it.
     return schedule.steps_up_to(steps, job.own_steps or steps) + steps
+
+
+@cache
+def _fixed_point_rows(steps: int) -> int:
+    most = max(FIXED_POINT_ROWS)
+    if steps > most:
+        return round(steps * FIXED_POINT_ROWS[most] / most)
+    return round(np.interp(steps, [*FIXED_POINT_ROWS], [*FIXED_POINT_ROWS.values()]))
 
 
 @dataclass

@@ -176,7 +176,16 @@ class Worker:
             _share_failures(readable)
             if name == "translate" and context.rule() is not None:
                 self._settle([unit for item in readable if item.job.window is None for unit in item.units])
+        if "assemble" not in stages and items[0].job.window is not None:
+            self._look_for_videos(items)
         return items
+
+    def _look_for_videos(self, items: Sequence[Item]) -> None:
+        """Where nothing is assembled in this run, a video may be there all the same."""
+        for number, unit in enumerate(items[0].units):
+            is_out = unit.error is None and self._is_out(unit)
+            for item in items:
+                item.units[number].is_assembled = is_out
 
     def _settle(self, units: Sequence[Unit]) -> None:
         """Has results judged; where all have their verdict, nothing is loaded."""

@@ -78,6 +78,7 @@ def test_ctrl_c_says_how_to_go_on_and_status_works_meanwhile(project: Project) -
     assert process.returncode == 130
     assert "run" in printed and str(project.manifest) in printed and "Go on" in printed
     assert "not running" in project.pnp("status")
+    assert "interrupted; 0 of 1 results are there" in (project.output / "run.log").read_text()
 
 
 @pytest.mark.slow

@@ -165,6 +165,8 @@ def test_paths_are_relative_to_the_manifest_and_the_home_is_known(read, tmp_path
         (HEAD + INPUTS + "guidance_scale: 3\n", "6: guidance_scale: .*belongs under `defaults`"),
         (HEAD + INPUTS + "run:\n  device: cuda\n", "7: run.device: .*devices: cuda"),
         (HEAD + INPUTS + "run: {model: m}\n", "6: run.model: .*belongs at the top"),
+        (HEAD + INPUTS + "run: {bank_budget: lots}\n", "6: run.bank_budget: .*a size such as 50GB"),
+        (HEAD + INPUTS + "run: {bank_budget: 3 spoons}\n", "6: run.bank_budget: .*a size such as 50GB"),
         (HEAD + INPUTS + "defaults: {batch_size: 3}\n", "6: defaults.batch_size: .*belongs under `run`"),
         (HEAD + INPUTS + "defaults: {pnp_f_t: 1.5}\n", r"6: defaults.pnp_f_t: .*less than or equal to 1 \(got 1.5\)"),
         (HEAD + INPUTS + "defaults: {pnp_attn_t: .nan}\n", "6: defaults.pnp_attn_t: .*finite"),
@@ -279,7 +281,7 @@ def test_a_manifest_that_is_not_there_names_the_one_that_is(tmp_path):
     (tmp_path / "horses.yaml").write_text("")
     with pytest.raises(ManifestError, match=r"no such file; did you mean horses\.yaml\?"):
         load_manifest(tmp_path / "horse.yaml")
-    with pytest.raises(ManifestError, match="cannot be read"):
+    with pytest.raises(ManifestError, match="is a folder; name the YAML file"):
         load_manifest(tmp_path)
     (tmp_path / "latin.yaml").write_bytes("model: größe".encode("latin-1"))
     with pytest.raises(ManifestError, match="UTF-8"):

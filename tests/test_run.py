@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pnp_batch.cli.run import conclude
 from pnp_batch.engines.run import Summary
 from pnp_batch.manifest import load_manifest
 from pnp_batch.plan import Plan
+from pnp_batch.shapes.scenes import random_scene, render
 from pnp_batch.store import ArtifactStore
 from pnp_batch.store.files import size_of
 
@@ -331,6 +333,17 @@ def test_dry_run_computes_nothing_and_its_count_is_right(project: Project) -> No
     assert "to compute: 0 results" in project.pnp("run", "--dry-run")
 
 
+@pytest.mark.parametrize("steps", [4, 20])
+def test_the_rows_of_a_fixed_point_inversion_are_expected_by_the_number_of_steps(project: Project, steps: int) -> None:
+    defaults = {"num_inversion_steps": None, "num_inference_steps": steps, "height": 64, "width": 64}
+    Image.fromarray(render(random_scene(0))[0]).save(project.folder / "scene.png")
+    inputs = [{"image": "scene.png", "prompts": ["a gold star on night"]}]
+    project.write(inputs, model="builtin:shapes", defaults=defaults)
+    expected = int(project.pnp("run", "--dry-run").split("UNet rows:")[1].split()[0])
+    project.pnp("run")
+    assert expected == pytest.approx(project.progress()["rows"], rel=0.3)
+
+
 def test_only_a_stage(project: Project) -> None:
     project.write([{"image": project.picture("a.png"), "prompts": PROMPTS}])
     project.pnp("run", "--only", "invert")
@@ -345,6 +358,7 @@ def test_only_a_stage(project: Project) -> None:
 
 def test_status_counts_what_is_there(project: Project) -> None:
     project.write([{"image": project.picture("a.png"), "prompts": PROMPTS}])
+    assert "there are no results yet" in project.pnp("report", code=1) and not project.output.exists()
     assert "never ran" in project.pnp("status")
     before = json.loads(project.pnp("status", "--json"))
     assert (before["inverted"], before["translated"]) == (0, 0)
@@ -709,3 +723,7 @@ def test_a_run_that_leaves_a_result_undone_without_a_failure_is_no_success(
     assert conclude(plan, summary, complete=True) == 1
     assert "1 result is not there" in capsys.readouterr().err
     assert conclude(plan, summary, complete=False) == 0
+
+
+def test_the_version_is_to_be_had() -> None:
+    assert CliRunner().invoke(app, ["--version"]).output == f"pnp-batch {version('pnp-batch')}\n"

@@ -94,6 +94,8 @@ class TestAClip:
         path.write_bytes(data)
         project.pnp("run")
         assert project.progress()["rows"] == 0 and videos(project) == before and len(project.rows()) == 1
+        for stage in ("invert", "translate"):
+            assert "1 of 1 result is there" in project.pnp("run", "--only", stage)
 
     def test_a_worker_keeps_no_frames_keys_of_a_video_that_is_written_named_or_counted(self, project: Project) -> None:
         film(project.folder / "a.mp4", seconds=0.2, sound=False)

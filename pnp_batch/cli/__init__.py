@@ -6,10 +6,11 @@ Nothing heavy is imported at the top of any module here: `pnp-batch --help` must
 from __future__ import annotations
 
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
+from pnp_batch import __version__
 from pnp_batch.cli import results, run, shapes, status, store, streams
 from pnp_batch.cli.verb import OK
 
@@ -50,6 +51,21 @@ app.add_typer(_of_shapes, name="shapes")
 _of_bench = typer.Typer(help="Benchmarks whose truth is known.", no_args_is_help=True)
 _of_bench.command("shapes")(shapes.bench)
 app.add_typer(_of_bench, name="bench")
+
+
+def _say_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"pnp-batch {__version__}")
+        raise typer.Exit(OK)
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_say_version)
+    ] = False,
+) -> None:
+    """Options of no verb; the help is the app's."""
 
 
 def main() -> NoReturn:

@@ -18,7 +18,7 @@ from pnp_batch.cli.pages import rewrite_report, wanted_by
 from pnp_batch.cli.paths import check_file
 from pnp_batch.cli.plans import load, planned_quietly, worker_of
 from pnp_batch.cli.verb import OK, ManifestPath, make_console, say, verb
-from pnp_batch.errors import PnpError, disk_errors_named
+from pnp_batch.errors import ModelError, PnpError, disk_errors_named
 from pnp_batch.hub import nothing_downloaded
 from pnp_batch.names import counted
 
@@ -32,7 +32,10 @@ def report(
     open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> int:
     """Write report.html anew from what is there."""
-    path = rewrite_report(load(manifest))
+    loaded = load(manifest)
+    if not loaded.output.exists():
+        raise PnpError(f"there are no results yet; make them with: pnp-batch run {manifest}")
+    path = rewrite_report(loaded)
     print(path)
     if open_it:
         webbrowser.open(path.as_uri())
@@ -173,7 +176,10 @@ def _layers(what: str, written: str | None, plan: Plan) -> list[int]:
         layers = sorted({int(part) for part in written.split(",")})
     except ValueError:
         raise typer.BadParameter(f"'{written}' is no list of numbers such as 4,7,11", param_hint="--layers") from None
-    plan.checkpoint.check_layers(*((layers, ()) if what == "features" else ((), layers)))
+    try:
+        plan.checkpoint.check_layers(*((layers, ()) if what == "features" else ((), layers)))
+    except ModelError as error:
+        raise typer.BadParameter(str(error), param_hint="--layers") from error
     return layers
 
 

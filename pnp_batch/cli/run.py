@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @verb
 def init(path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("manifest.yaml")) -> int:
-    """Write a starter manifest with every setting explained."""
+    """Write a starter manifest to edit; docs/manifest.md explains every setting."""
     from importlib.resources import files
 
     from pnp_batch.store.files import write_atomic
@@ -78,7 +78,9 @@ def run(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N guidance images.")] = None,
     only: Annotated[
         str | None,
-        typer.Option(metavar="STAGE", help="Only this stage: invert, translate (with the quality gate) or assemble."),
+        typer.Option(
+            metavar="STAGE", help="Only this stage: invert, bank, translate (with the quality gate) or assemble."
+        ),
     ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Only what failed in an earlier run.")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.")] = False,

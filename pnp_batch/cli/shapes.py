@@ -139,11 +139,13 @@ def bench(
 ) -> int:
     """PnP against the baselines on scenes whose truth is known: structure, text, and the trade-off between them."""
     from pnp_batch.shapes.judge import WEIGHTS, examined, load_judge
+    from pnp_batch.shapes.models import scene_model
     from pnp_batch.store.files import write_atomic
 
     check_folder(output, "--output", begun=True)
     if json_file is not None:
         check_file(json_file, "--json")
+    scene_model(model, Path.cwd())  # says before all the work that it cannot be had
     if Path(model).exists():
         model = str(Path(model).absolute())  # the manifests that name it lie elsewhere
     name, measured = ("ablations", _ablated) if ablations else ("benchmark", _compared)

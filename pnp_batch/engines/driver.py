@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 
 from pnp_batch.engines.remote import STOP_FILE, Report, Spec
 from pnp_batch.engines.run import Run, Summary, logged, only_run
+from pnp_batch.errors import PnpError
 from pnp_batch.failures import FailureList
 from pnp_batch.monitor import Monitor
 from pnp_batch.plan import Estimate, Package
@@ -178,6 +179,10 @@ def driving(run: Run) -> Iterator[Driver]:
         log.info("run of %s: %d results of %d trajectories", manifest.path, state.translations, state.trajectories)
         try:
             yield driver
+        except (KeyboardInterrupt, PnpError) as error:
+            why = "interrupted" if isinstance(error, KeyboardInterrupt) else f"stopped: {error}"
+            log.warning("%s; %d of %d results are there", why, state.done, state.translations)
+            raise
         finally:
             driver.close()
 

@@ -31,6 +31,8 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ManifestError([Problem(str(path), None, "", f"no such file{near_file(path)}")]) from None
+    except IsADirectoryError:
+        raise ManifestError([Problem(str(path), None, "", "is a folder; name the YAML file")]) from None
     except UnicodeDecodeError as error:
         raise ManifestError([Problem(str(path), None, "", f"is not UTF-8 text: {error}")]) from None
     except (OSError, ValueError) as error:

@@ -198,6 +198,8 @@ _PLAIN_WORDS = {
     "model_type": "'{key}' should be a mapping (key: value)",
     "string_type": "'{key}' should be text; put it in quotes",
     "string_too_short": "'{key}' is empty",
+    "byte_size": "'{key}' should be a size such as 50GB",
+    "byte_size_unit": "'{key}' should be a size such as 50GB",
     "invalid_key": "a key should be text; put it in quotes",
 }
 _ENTRIES = {

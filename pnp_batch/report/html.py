@@ -28,6 +28,7 @@ from pnp_batch.errors import ItemError, disk_errors_named
 from pnp_batch.evaluation.columns import better
 from pnp_batch.manifest import Settings
 from pnp_batch.names import counted, differences
+from pnp_batch.plan import TRAJECTORY_SETTINGS
 from pnp_batch.report.metrics import Metrics
 from pnp_batch.report.plots import Dot, histograms, scatter
 from pnp_batch.report.thumbnails import Thumbnail, Thumbnails, clip_of
@@ -300,11 +301,13 @@ def _file(row: Row, root: Path) -> Path | None:
 
 def _cards(groups: Groups, store: ArtifactStore, failed: Counter[str], tiles: Tiles) -> Iterator[Card]:
     first = 1
-    for number, ((source, trajectory), rows) in enumerate(groups.items(), 1):
+    inverted = [{name: rows[0][name] for name in TRAJECTORY_SETTINGS if name in rows[0]} for rows in groups.values()]
+    apart = differences([source for source, _ in groups], inverted)
+    for number, (((source, trajectory), rows), own) in enumerate(zip(groups.items(), apart, strict=True), 1):
         yield Card(
             number=number,
             source=source,
-            about=_about(rows[0]),
+            about=" · ".join(filter(None, (_about(rows[0]), own))),
             psnr=rows[0].get("reconstruction_psnr"),
             verdict=_verdict_of(rows),
             guide=_guide_of(rows[0], trajectory, store, tiles.thumbnails),

@@ -100,7 +100,7 @@ def test_trajectory_ends_where_the_run_ended(project: Project) -> None:
     [
         (["features", "--input", "wide.pgn"], "there is no input 'wide.pgn'; did you mean wide.png?", 2),
         (["features", "--input", "7"], "inputs have numbers from 0 to 1", 2),
-        (["features", "--layers", "12"], "there is no decoder layer 12", 2),
+        (["features", "--layers", "12"], "Invalid value for --layers: there is no decoder layer 12", 2),
         (["attention", "--layers", "1"], "decoder layer 1 has no self-attention", 2),
         (["features", "--layers", "a"], "no list of numbers", 2),
         (["colours"], "is not one of features, attention, trajectory", 2),

@@ -159,10 +159,11 @@ def test_a_source_is_embedded_once_however_many_results_it_has(run: Run) -> None
 def test_a_source_inverted_in_two_ways_gets_two_cards(run: Run) -> None:
     for steps in (50, 999):
         trajectory = run.trajectory("horse.jpg", steps=steps)
-        run.result("horse.jpg", "a zebra", trajectory, inverted_by="ddim", inversion_rows=steps)
+        own = {"inverted_by": "ddim", "inversion_rows": steps, "num_inversion_steps": steps}
+        run.result("horse.jpg", "a zebra", trajectory, **own)
     page = Page(run.report())
-    assert "inverted by ddim in 50 UNet rows" in page.text
-    assert "inverted by ddim in 999 UNet rows" in page.text
+    assert "inverted by ddim in 50 UNet rows · num_inversion_steps 50" in page.text
+    assert "inverted by ddim in 999 UNet rows · num_inversion_steps 999" in page.text
 
 
 def test_a_generated_source_is_not_said_to_be_badly_inverted(run: Run) -> None:

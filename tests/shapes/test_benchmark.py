@@ -205,6 +205,8 @@ def test_a_relative_model_is_relative_to_here(tmp_path: Path, monkeypatch: pytes
     for ablations in ((), ("--ablations",)):
         said = said_by("--output", str(tmp_path), "--model", TINY_SD.name, *ablations, code=2)
         assert "paints pictures of 128x128" in said
+    said = said_by("--output", str(tmp_path / "o"), "--model", "nowhere", code=2)
+    assert f"there is no such folder or file ({Path.cwd() / 'nowhere'})" in said and not (tmp_path / "o").exists()
 
 
 def test_targets_of_the_wrong_kind_are_refused_at_once(tmp_path: Path) -> None:

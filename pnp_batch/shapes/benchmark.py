@@ -274,7 +274,8 @@ def wilson95(share: float, n: int) -> tuple[float, float]:
     centre = share + Z95**2 / (2 * n)
     spread = Z95 * math.sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2))
     scale = 1 + Z95**2 / n
-    return max((centre - spread) / scale, 0.0), min((centre + spread) / scale, 1.0)
+    # It holds the share; where that is 0 or 1, rounding says otherwise for some n.
+    return min(max((centre - spread) / scale, 0.0), share), max(min((centre + spread) / scale, 1.0), share)
 
 
 def run(

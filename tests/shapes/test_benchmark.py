@@ -101,6 +101,8 @@ def test_the_interval_of_a_share_has_a_width_and_stays_within_0_and_1() -> None:
     assert row["text_low"] == pytest.approx(18 / (18 + 1.96**2), abs=1e-3)  # Wilson's closed form where all are right
     assert wilson95(0.0, 18) == pytest.approx((0.0, 1 - row["text_low"]))
     assert wilson95(0.3, 10) == pytest.approx((0.1078, 0.6032), abs=1e-4)  # as in Newcombe's tables
+    for n in range(2, 200):  # however it is rounded
+        assert wilson95(1.0, n)[1] == 1.0 and wilson95(0.0, n)[0] == 0.0
 
 
 def test_one_scene_has_no_intervals() -> None:

@@ -44,7 +44,7 @@ INVERSION_SETTINGS = (*SHARED_INVERSION_SETTINGS, "inversion_prompt")
 TRAJECTORY_SETTINGS = ("height", "width", "num_inference_steps", *INVERSION_SETTINGS)
 GUIDANCE_SETTINGS = ("guidance_scale", "negative_prompt", "negative_alpha", "negative_schedule")
 
-# UNet rows of a fixed-point inversion by sampling steps, measured on the built-in model (docs/performance.md).
+# UNet rows of a fixed-point inversion by sampling steps, measured on the built-in model (docs/performance.md, *Inversion*).
 FIXED_POINT_ROWS = {2: 14, 3: 24, 4: 28, 6: 34, 10: 41, 20: 51, 50: 61, 100: 106}
 
 Size = tuple[int, int]
@@ -241,6 +241,7 @@ def _trajectory_rows(job: Job, schedule: Schedule) -> int:
 
 @cache
 def _fixed_point_rows(steps: int) -> int:
+    """Between the step counts that were measured by a straight line, beyond them in proportion."""
     most = max(FIXED_POINT_ROWS)
     if steps > most:
         return round(steps * FIXED_POINT_ROWS[most] / most)

@@ -176,7 +176,7 @@ class Worker:
             _share_failures(readable)
             if name == "translate" and context.rule() is not None:
                 self._settle([unit for item in readable if item.job.window is None for unit in item.units])
-        if "assemble" not in stages and items[0].job.window is not None:
+        if "assemble" not in stages and any(item.job.window is not None for item in items):
             self._look_for_videos(items)
         return items
 

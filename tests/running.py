@@ -7,13 +7,15 @@ import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import yaml
 from PIL import Image
 from typer.testing import CliRunner
@@ -103,6 +105,20 @@ def run_with_hazard(
     return subprocess.run(
         program("run", str(project.manifest), *options), env=hazardous(hazard, once), capture_output=True, text=True
     )
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    """A real file system of its own, `size` as mount takes it: `200k`, `2m`."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    mounted = subprocess.run(mount, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"NO TMPFS HERE, A FULL DISK IS NOT TESTED: {mounted.stderr}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def program(*arguments: str) -> list[str]:

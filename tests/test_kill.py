@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from running import Project, hazardous, program, start, wait_for_changes
+from running import Project, hazardous, program, small_disk, start, wait_for_changes
 
 INPUTS = [{"prompts": ["a bronze statue", "a pink toy", "a marble bust"]} for _ in range(3)]
 # These kills are nobody's fault, however often they hit the same batch.
@@ -101,19 +101,9 @@ def results_in(project: Project) -> list[Path]:
     return list(project.store.rglob("translate/??/[!.]*"))
 
 
-def small_disk(folder: Path, megabytes: int) -> None:
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"NO TMPFS HERE, A FULL DISK IS NOT TESTED: {mounted.stderr.decode()}")
-
-
 @pytest.mark.slow
 def test_a_full_disk_ends_with_a_clear_message_and_an_intact_store(project: Project, undisturbed: Project) -> None:
-    small_disk(project.output, 2)
-    try:
+    with small_disk(project.output, "2m"):
         project.write(
             [{"image": f"{i}.png"} | each for i, each in enumerate(INPUTS)],
             defaults={"num_inversion_steps": 50},
@@ -127,15 +117,12 @@ def test_a_full_disk_ends_with_a_clear_message_and_an_intact_store(project: Proj
         (project.output / "ballast").unlink()
         project.pnp("run")
         assert project.pictures() == undisturbed.pictures()
-    finally:
-        subprocess.run(["umount", "-l", str(project.output)], check=True)
 
 
 @pytest.mark.slow
 def test_results_that_may_not_be_written_to_can_be_looked_at(project: Project, tiny_sd: Path) -> None:
     """As those of a colleague, whose cache does not know the digests of a model that lies elsewhere here."""
-    small_disk(project.output, 20)
-    try:
+    with small_disk(project.output, "20m"):
         inputs = [{"image": "0.png"} | INPUTS[0]]
         project.write(inputs).pnp("run")
         subprocess.run(["mount", "-o", "remount,ro", str(project.output)], check=True)
@@ -143,5 +130,3 @@ def test_results_that_may_not_be_written_to_can_be_looked_at(project: Project, t
         assert json.loads(project.pnp("status", "--json"))["assembled"] == len(project.pictures())
         assert "would remove 0 results" in project.pnp("prune", "--dry-run")
         assert "Read-only file system" in project.pnp("run", code=3)
-    finally:
-        subprocess.run(["umount", "-l", str(project.output)], check=True)

@@ -23,7 +23,7 @@ from pnp_batch.media.images import Pixels
 
 log = logging.getLogger(__name__)
 
-GOOD_FIDELITY = 45.0  # dB, what 999 explicit steps reach on average (docs/performance.md)
+GOOD_FIDELITY = 45.0  # dB, about what 999 explicit steps reach on average (docs/performance.md)
 
 
 @dataclass(frozen=True)

@@ -231,6 +231,7 @@ class _Survey:
         self._first: Any = None
 
     def footage(self) -> Footage:
+        """What the frames tell, all of them decoded once."""
         for frame in _frames(self._container, self._stream, self._damaged):
             if frame.is_corrupt:
                 self._damaged(f"frame {len(self._times)} is damaged")

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import shutil
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from running import Project
+from running import Project, small_disk
 
 from pnp_batch.errors import EnvironmentFailure
 from pnp_batch.store import ArtifactStore, key_of
@@ -312,22 +311,15 @@ def test_meta_is_readable_by_other_programs(store):
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path):
+def full_soon(tmp_path: Path):
     """A real file system of one megabyte."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"NOT TESTED: a full disk needs root to mount a small one ({mounted.stderr.decode().strip()})")
-    yield place
-    subprocess.run(["umount", place], check=True)
+    with small_disk(tmp_path / "disk", "1m"):
+        yield tmp_path / "disk"
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_named_and_leaves_the_store_intact(small_disk):
-    store = ArtifactStore(small_disk / "store")
+def test_a_full_disk_is_named_and_leaves_the_store_intact(full_soon):
+    store = ArtifactStore(full_soon / "store")
     big = {"x": {"x": np.random.default_rng(0).integers(0, 255, 300_000, dtype=np.uint8)}}
     kept = [store.publish("s", key_of({"n": n}), big, {}) for n in range(3)]
     before = bytes_below(store.root)
